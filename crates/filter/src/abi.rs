@@ -20,9 +20,9 @@ pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 /// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on it (S1.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerWidth {
-    /// A 64-bit process.
+    /// The caller is a 64-bit process.
     Bits64,
-    /// A 32-bit process on a 64-bit kernel.
+    /// The caller is a 32-bit process on a 64-bit kernel.
     Bits32,
 }
 
@@ -82,7 +82,7 @@ impl CallerWidth {
 pub struct UserAddress(u64);
 
 impl UserAddress {
-    /// `NULL`.
+    /// The address `NULL`.
     pub const NULL: Self = Self(0);
 
     /// Creates the address with this number.
@@ -122,7 +122,7 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
-/// The memory of the process that makes the call.
+/// The memory of the process that makes the set call.
 pub trait UserMemory {
     /// Fills `into` with the bytes from the address `from` on.
     ///
@@ -134,7 +134,7 @@ pub trait UserMemory {
 /// A segment of the caller's readable memory, with no readable memory around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
-    /// The address of the first byte.
+    /// The address of the segment's first byte in the caller's memory.
     pub start: UserAddress,
     /// The bytes of the segment.
     pub bytes: &'a [u8],
@@ -187,7 +187,7 @@ impl fmt::Display for Slot {
 pub struct Request<B = UserAddress> {
     /// The flags: [`DEFAULT_DENY`], and any unknown bits that the caller has set.
     pub flags: u32,
-    /// The ranges. A range of 0 MSRs is unused.
+    /// The filter's ranges. A range of 0 MSRs is unused.
     pub ranges: [RangeRequest<B>; MAX_RANGES],
 }
 
@@ -211,9 +211,9 @@ pub struct RangeRequest<B = UserAddress> {
 pub enum DecodeError {
     /// The number of bytes is not the size of the struct.
     WrongSize {
-        /// The number of bytes given.
+        /// The number of bytes that the caller gave.
         found: usize,
-        /// The size of the struct, in bytes.
+        /// The size that the struct has for a caller of this width, in bytes.
         expected: usize,
     },
 }
@@ -239,7 +239,7 @@ impl core::error::Error for DecodeError {}
 pub enum EncodeError {
     /// The bitmap of this slot lies above 4 GiB, which a pointer of a 32-bit caller cannot reach.
     PointerTooWide {
-        /// The slot of the range.
+        /// The slot of the range whose bitmap lies too high.
         slot: Slot,
         /// The address of the range's bitmap.
         bitmap: UserAddress,
@@ -260,7 +260,7 @@ impl fmt::Display for EncodeError {
 impl core::error::Error for EncodeError {}
 
 impl<B> Request<B> {
-    /// Iterates over the ranges with their slots.
+    /// Iterates over the request's ranges with their slots.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &RangeRequest<B>)> {
         (0..).map(Slot).zip(&self.ranges)
     }
@@ -391,7 +391,7 @@ impl Request {
     }
 }
 
-/// Returns the little-endian word at `offset`, or 0 past the end.
+/// Returns the little-endian 32-bit word of `bytes` at `offset`, or 0 past the end of `bytes`.
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     bytes
         .get(offset..)

@@ -140,9 +140,9 @@ const fn low(bits: u64) -> u32 {
 pub struct ExitNumber(u32);
 
 impl ExitNumber {
-    /// `KVM_EXIT_X86_RDMSR` (S1.3).
+    /// `KVM_EXIT_X86_RDMSR`: the guest's RDMSR exited (S1.3).
     pub const RDMSR: Self = Self(29);
-    /// `KVM_EXIT_X86_WRMSR` (S1.3).
+    /// `KVM_EXIT_X86_WRMSR`: the guest's WRMSR exited (S1.3).
     pub const WRMSR: Self = Self(30);
 
     /// The number that `kvm_run.exit_reason` has.
@@ -209,13 +209,13 @@ impl Reply {
 /// The offsets of an exit's fields in `struct kvm_run`, in bytes (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunLayout {
-    /// `msr.error`, one byte.
+    /// The offset of `msr.error`, one byte.
     pub error: usize,
-    /// `msr.reason`, four bytes.
+    /// The offset of `msr.reason`, four bytes.
     pub reason: usize,
-    /// `msr.index`, four bytes.
+    /// The offset of `msr.index`, four bytes.
     pub index: usize,
-    /// `msr.data`, eight bytes.
+    /// The offset of `msr.data`, eight bytes.
     pub data: usize,
 }
 

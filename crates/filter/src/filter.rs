@@ -100,7 +100,7 @@ impl Filter {
         self.default_action
     }
 
-    /// The ranges, in the order in which they are tried.
+    /// The filter's ranges, in the order in which the kernel tries them for an access.
     #[must_use]
     pub fn ranges(&self) -> &[Range] {
         &self.ranges

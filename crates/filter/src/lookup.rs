@@ -56,7 +56,7 @@ const MIXED: u8 = 19;
 
 /// A word of a lookup table: a plain `u64`, or an atomic that threads share.
 pub(crate) trait Word {
-    /// The value of the word.
+    /// Returns the 64 bits of the word.
     fn get(&self) -> u64;
 }
 

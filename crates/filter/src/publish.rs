@@ -48,7 +48,7 @@ use core::hint::spin_loop;
 #[cfg(all(test, loom))]
 use loom::thread::yield_now as spin_loop;
 
-/// A set of words that threads share, replaced as a whole.
+/// A slot: a set of words that threads share, and whose content is replaced as a whole.
 pub(crate) trait Slot {
     /// The type of the data that a writer publishes in place of the old words.
     type Content;
@@ -58,10 +58,10 @@ pub(crate) trait Slot {
     fn fill(&self, content: &Self::Content);
 }
 
-/// Two slots, and the counters of the readers in them.
+/// A left-right pair: two slots, and counters of the readers that use them.
 pub(crate) struct LeftRight<S, const STRIPES: usize> {
     slots: [S; 2],
-    /// The slot that readers use.
+    /// The number, 0 or 1, of the slot that new readers use.
     active: AtomicUsize,
     /// The number, 0 or 1, of the counter at which readers arrive in each stripe.
     turn: AtomicUsize,

@@ -11,9 +11,9 @@ pub const MAX_RANGES: usize = 16;
 /// The default action: the verdict on reads and writes that no range covers (S3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DefaultAction {
-    /// `KVM_MSR_FILTER_DEFAULT_ALLOW`.
+    /// The filter allows the access: `KVM_MSR_FILTER_DEFAULT_ALLOW`.
     Allow,
-    /// `KVM_MSR_FILTER_DEFAULT_DENY`.
+    /// The filter denies the access: `KVM_MSR_FILTER_DEFAULT_DENY`.
     Deny,
 }
 

@@ -15,7 +15,7 @@ pub enum Origin {
     Host,
 }
 
-/// A fault of the register itself, not of the filter.
+/// A fault: the reason why the register itself, and not the filter, refuses an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegisterFault {
     /// KVM does not know the register.

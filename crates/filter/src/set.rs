@@ -48,7 +48,7 @@ pub struct SetCall {
 pub enum SetError {
     /// The caller is a 32-bit process, for which v6 has no such call (S1.6).
     NoSuchCall,
-    /// The struct at this address cannot be read (S2.1).
+    /// The kernel cannot read the caller's struct, which is at this address (S2.1).
     Unreadable(UserAddress),
     /// The filter has these flags, some bits of which are unknown (S2.2).
     UnknownFlags(u32),
@@ -77,7 +77,7 @@ pub enum RangeError {
     /// The kernel cannot read all bytes of the range's bitmap, which it reads in whole words of 8
     /// bytes.
     Unreadable {
-        /// The address of the bitmap.
+        /// The address of the range's bitmap.
         bitmap: UserAddress,
         /// The number of bytes of the bitmap that the kernel tries to read.
         bytes: usize,
@@ -85,7 +85,7 @@ pub enum RangeError {
 }
 
 impl SetError {
-    /// The `errno` that `ioctl(2)` sets for this error.
+    /// The error number with which the set call fails.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {

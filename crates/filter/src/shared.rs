@@ -20,10 +20,10 @@ const STRIPES: usize = 16;
 /// The host's handling of MSRs that KVM does not know: the module parameter `ignore_msrs` (S10.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UnknownMsrs {
-    /// `ignore_msrs=0`: the access fails.
+    /// `ignore_msrs=0`: an access to an unknown MSR fails.
     #[default]
     Fail = 0,
-    /// `ignore_msrs=1`: reads return 0, writes are dropped.
+    /// `ignore_msrs=1`: a read of an unknown MSR returns 0, and a write to one has no effect.
     Ignore = 1,
 }
 
@@ -81,7 +81,7 @@ impl Shared {
         VcpuNumber(self.vcpus.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The number of vCPUs created so far.
+    /// The number of vCPUs that the VM has created so far.
     pub(crate) fn vcpus(&self) -> u32 {
         self.vcpus.load(Ordering::Relaxed)
     }

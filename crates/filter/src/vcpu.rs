@@ -44,7 +44,7 @@ impl Gprs {
         MsrIndex::new(low(self.rcx))
     }
 
-    /// The value in EDX:EAX.
+    /// The 64-bit value that EDX and EAX hold together: EDX is its upper half.
     #[must_use]
     pub const fn value(&self) -> u64 {
         (low(self.rdx) as u64) << 32 | low(self.rax) as u64
@@ -83,10 +83,10 @@ pub enum Privilege {
 /// The state of `KVM_GUESTDBG_SINGLESTEP`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SingleStep {
-    /// The guest continues after an instruction.
+    /// Single-step is off: the guest continues after an instruction.
     #[default]
     Off,
-    /// `KVM_RUN` returns after each instruction.
+    /// Single-step is on: `KVM_RUN` returns after each instruction of the guest.
     On,
 }
 

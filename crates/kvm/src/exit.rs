@@ -13,13 +13,13 @@ impl RawReasons {
     /// The empty mask: no access exits to user space, and every denied access is a #GP.
     pub const NONE: Self = Self(0);
 
-    /// Wraps raw bits.
+    /// Creates the mask with these bits.
     #[must_use]
     pub const fn new(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// The raw bits.
+    /// The bits of the mask.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -49,13 +49,13 @@ impl fmt::Display for RawReasons {
 pub struct RawReason(u32);
 
 impl RawReason {
-    /// Wraps raw bits.
+    /// Creates the exit reason with these bits.
     #[must_use]
     pub const fn new(bits: u32) -> Self {
         Self(bits)
     }
 
-    /// The raw bits.
+    /// The bits of the exit reason.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -81,7 +81,7 @@ impl RawReason {
     }
 }
 
-/// Converts to mainline's bit for the reason.
+/// Converts an exit reason to the bit that stands for it on mainline.
 impl From<ExitReason> for RawReason {
     fn from(reason: ExitReason) -> Self {
         Self::of(Revision::Mainline, reason)

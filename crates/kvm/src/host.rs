@@ -14,9 +14,9 @@ use crate::errno::CallErrno;
 /// A capability of KVM that this project needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    /// `KVM_CAP_X86_USER_SPACE_MSR`: refused accesses can exit to user space (S1.1).
     UserSpaceMsr,
-    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    /// `KVM_CAP_X86_MSR_FILTER`: a VM can have an MSR filter (S1.2).
     MsrFilter,
 }
 
@@ -115,7 +115,7 @@ pub enum HostError {
         /// The operating system's message for the failed open.
         reason: String,
     },
-    /// `KVM_CREATE_VM` failed.
+    /// KVM refused to create a VM: `KVM_CREATE_VM` failed.
     CreateVm {
         /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,

@@ -72,9 +72,9 @@ pub enum Pass {
 /// The observed result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A read returned this value.
+    /// The access was a read, which returned this value.
     Value(u64),
-    /// A write completed.
+    /// The access was a write, which completed.
     Written,
     /// The access exited to user space with this reason; `None` stands for several bits, an unknown bit or
     /// 0 (S5.2).

@@ -32,9 +32,9 @@ pub struct HostCaps {
 /// The identification of the processor that guests of this host get, from CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuSignature {
-    /// The vendor's name: EBX, EDX and ECX of leaf 0, in this order.
+    /// The name of the processor's vendor: EBX, EDX and ECX of CPUID leaf 0, in this order.
     pub vendor: [u32; 3],
-    /// Family, model and stepping: EAX of leaf 1.
+    /// The processor's family, model and stepping: EAX of CPUID leaf 1.
     pub signature: u32,
 }
 
@@ -233,7 +233,7 @@ impl HostCaps {
         self.unknown_bits
     }
 
-    /// The value of `kvm.ignore_msrs`.
+    /// The value of the host's module parameter `kvm.ignore_msrs`.
     #[must_use]
     pub const fn ignore_msrs(&self) -> IgnoreMsrs {
         self.ignore_msrs

@@ -62,7 +62,7 @@ fn event(writer: u32, line: u32) -> Event {
     }
 }
 
-/// A writer process, which is killed when this is dropped.
+/// A writer process, which is killed when this value is dropped.
 struct Writer(Child);
 
 impl Writer {

@@ -12,14 +12,14 @@ use crate::shown::one_line;
 pub enum Action {
     /// KVM handles the access as if there were no policy.
     Allow,
-    /// The guest gets #GP.
+    /// The access is refused: the guest gets #GP.
     Deny,
     /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
     /// The access always becomes an event.
     Kill,
     /// The VMM's handler with this name answers: code of the VMM itself.
     Handler(Arc<str>),
-    /// The emulated device answers.
+    /// The emulated device answers the access.
     Device(Device),
     /// An emulated register answers: a register in user space, one for each vCPU.
     Register(Emulated),
@@ -37,7 +37,7 @@ pub enum Action {
     Sticky(u64),
 }
 
-/// An emulated device.
+/// A device that the gate emulates behind an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
     /// The device for microcode updates: `[device.microcode]`.
@@ -78,7 +78,7 @@ pub enum Outside {
 pub enum Comparison {
     /// Under the new action the guest can do the same as under the replaced one, or less.
     NoLooser,
-    /// Under the new action the guest can do more.
+    /// Under the new action the guest can do more than under the replaced one.
     Looser,
     /// Under the new action the guest can do something else, which is neither more nor less.
     Different,

@@ -74,14 +74,14 @@ impl ProgramBuilder {
         self
     }
 
-    /// Sets the mode: enforce or audit.
+    /// Sets the mode of the program: enforce or audit.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.settings.mode = mode;
         self
     }
 
-    /// Sets the accesses that become events.
+    /// Sets the log level of the program: it says which accesses become events.
     #[must_use]
     pub fn log(mut self, log: Log) -> Self {
         self.settings.log = log;

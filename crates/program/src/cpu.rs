@@ -12,7 +12,7 @@ use crate::shown::one_line;
 /// A processor as CPUID leaves 0 and 1 describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cpu {
-    /// The twelve characters of leaf 0, such as `GenuineIntel`.
+    /// The processor's vendor: the twelve characters of CPUID leaf 0, such as `GenuineIntel`.
     pub vendor: Box<str>,
     /// The processor's family. If the base family is 15, this is the sum of base and extended family
     /// (SDM volume 2, CPUID; APM volume 3, appendix E).
@@ -84,7 +84,7 @@ pub struct CpuSet {
 pub struct CpuPart {
     /// The key under which a policy gives this number.
     pub key: &'static str,
-    /// The largest value that CPUID can express.
+    /// The largest value that CPUID can express for this number.
     pub most: u32,
     of: fn(&CpuSet) -> &Numbers,
 }

@@ -39,7 +39,7 @@ impl Digest {
     }
 }
 
-/// Writes 64 hexadecimal digits.
+/// Writes the digest as 64 hexadecimal digits.
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -21,9 +21,9 @@ use crate::settings::{Log, Mode, UnknownAction};
 pub enum Loss {
     /// The actions, such as `value` and `handler`, whose accesses user space has to answer.
     Answers,
-    /// The setting `unknown`, if it is not `gp`.
+    /// The setting `unknown`, if it lets user space answer accesses to MSRs that KVM does not know.
     Unknown,
-    /// The setting `mode = "audit"`.
+    /// The setting `mode = "audit"`, under which no access is refused.
     Audit,
     /// The setting `log = "first"` or `"all"`: events for accesses that the kernel allows.
     Log,

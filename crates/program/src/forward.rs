@@ -73,7 +73,7 @@ pub struct CpuidBit {
     pub register: CpuidRegister,
     /// The number of the bit, at most 31.
     pub bit: u8,
-    /// The name of the feature in the SDM.
+    /// The name that the SDM has for the feature that the bit announces.
     pub feature: &'static str,
 }
 

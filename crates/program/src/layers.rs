@@ -63,7 +63,7 @@ struct Sweep<'l, L> {
     layers: &'l L,
     access: Access,
     default: &'l Outcome,
-    /// The entries that contain the current MSR, lowest rank first.
+    /// The policy's entries that contain the current MSR, lowest rank first.
     open: BTreeSet<(u64, EntryId)>,
     rules: &'l mut RulesBuilder,
 }

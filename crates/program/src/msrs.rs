@@ -127,7 +127,7 @@ pub struct MsrSet {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),
-    /// At least two ranges.
+    /// The ranges of a set that is not a single range: at least two.
     Several(Box<[MsrRange]>),
 }
 

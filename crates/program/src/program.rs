@@ -185,7 +185,7 @@ impl Program {
         &self.settings
     }
 
-    /// The digest of the program's effect.
+    /// The digest of what the program does: programs with the same digest treat every access alike.
     #[must_use]
     pub const fn digest(&self) -> Digest {
         self.digest
@@ -305,7 +305,7 @@ impl Variant {
         self.reasons
     }
 
-    /// The filter for the kernel.
+    /// The variant's filter, to be set in the kernel.
     #[must_use]
     pub const fn filter(&self) -> &Filter {
         &self.filter

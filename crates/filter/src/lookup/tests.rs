@@ -69,7 +69,7 @@ fn range() -> impl Strategy<Value = Range> {
     })
 }
 
-/// Generates any filter that can be set, of either revision.
+/// Generates random filters that a set call accepts, of either revision.
 pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
     let default_action = prop_oneof![Just(DefaultAction::Allow), Just(DefaultAction::Deny)];

@@ -9,13 +9,13 @@ use crate::msr::{Access, MsrIndex};
 /// The virtualization extension that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hardware {
-    /// Intel VMX.
+    /// Intel's extension, VMX.
     Vmx,
-    /// AMD SVM.
+    /// AMD's extension, SVM.
     Svm,
 }
 
-/// The processor's handling of an access.
+/// The processor's handling of an MSR access, by its intercept bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intercept {
     /// The access leaves guest mode.

@@ -50,11 +50,11 @@ pub enum RunExit {
     Msr(Exit),
     /// `KVM_EXIT_DEBUG`: the instruction is complete, and single-step makes `KVM_RUN` return.
     Debug,
-    /// EINTR: `immediate_exit` was set (S5.6).
+    /// `KVM_RUN` returned EINTR without entering the guest, because `immediate_exit` was set (S5.6).
     Interrupted,
 }
 
-/// The result of `KVM_RUN` up to the guest's next instruction.
+/// The result of [`Vcpu::enter`]: of `KVM_RUN` up to the guest's next instruction.
 pub enum Entry<'a, R> {
     /// The vCPU is in guest mode.
     Guest(GuestMode<'a, R>),
@@ -69,7 +69,7 @@ pub struct GuestMode<'a, R> {
     vcpu: &'a mut Vcpu<R>,
 }
 
-/// The result of one instruction.
+/// The result of one instruction that [`GuestMode::execute`] executed.
 pub struct Executed<'a, R> {
     /// The outcome of the instruction.
     pub outcome: RunExit,

@@ -38,9 +38,9 @@ impl Capability {
 pub struct Extension(i32);
 
 impl Extension {
-    /// The capability is absent.
+    /// The kernel does not have the capability.
     pub const ABSENT: Self = Self(0);
-    /// The capability is present, without further information.
+    /// The kernel has the capability, and says no more about it.
     pub const PRESENT: Self = Self(1);
 
     /// The number that `KVM_CHECK_EXTENSION` returns.

@@ -17,7 +17,7 @@ pub struct Step {
     pub reply: StepReply,
 }
 
-/// User space's reply to an exit (S5.4).
+/// The reply of user space to an MSR exit (S5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepReply {
     /// A #GP for the guest: `error` is 1.
@@ -29,13 +29,13 @@ pub enum StepReply {
 /// The result of one step of a script, as the guest and user space observed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// The guest's view of the access.
+    /// The result of the access that the guest observed.
     pub outcome: GuestOutcome,
-    /// User space's view of the access; `None` if the access did not exit.
+    /// The exit of the access that user space observed; `None` if the access did not exit.
     pub exit: Option<SeenExit>,
 }
 
-/// The guest's view of its access.
+/// The result of an access, as the guest observed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestOutcome {
     /// RDMSR returned this value.

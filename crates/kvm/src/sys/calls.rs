@@ -87,7 +87,8 @@ pub(crate) fn now() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
-/// Enables exits of `vm` to user space for these reasons (S1.9).
+/// Sets the mask of exit reasons of `vm`: an access that fails for one of these reasons exits to user
+/// space (S1.9).
 pub(crate) fn enable_reasons(vm: &impl AsRawFd, mask: RawReasons) -> Result<(), CallErrno> {
     enable(vm, Requirement::UserSpaceMsr, mask)
 }

@@ -69,13 +69,13 @@ pub(crate) enum Came {
     ToTheEnd(u16),
 }
 
-/// The VM, its vCPU and the gate.
+/// A VM with one vCPU and a gate, whose guest is a hypervisor.
 pub(crate) struct Machine {
     pub(crate) vcpu: VcpuFd,
     pub(crate) msrs: VcpuGate,
     pub(crate) gate: Gate,
     pub(crate) memory: GuestMemoryMmap,
-    /// EAX of CPUID leaf 1.
+    /// EAX of CPUID leaf 1: the family, model and stepping of the vCPU's processor.
     pub(crate) signature: u32,
     /// The guest that was running at each MSR exit of the last access: the guest or the nested guest.
     pub(crate) exits: Vec<Who>,

@@ -19,9 +19,9 @@ pub(super) struct Cells(Box<[Stretch]>);
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     msrs: MsrRange,
-    /// The reset value of each register.
+    /// The reset value that each of these registers has.
     reset: u64,
-    /// The position of the first register in the state of a vCPU.
+    /// The position of the first of these registers in the state of a vCPU.
     at: usize,
 }
 

@@ -25,26 +25,26 @@ pub(super) enum Source {
 /// The rank of a name among the names of a register. The name with the smallest rank is the best main name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// A name in `extra.tsv`.
+    /// The name comes from `extra.tsv`, the list written by hand.
     Hand,
-    /// The architectural name of the SDM.
+    /// The name is the architectural name of the SDM.
     Sdm,
-    /// The SDM's long form of the name, or a name in EDK2's architectural header.
+    /// The name is the SDM's long form, or comes from EDK2's architectural header.
     Architectural,
-    /// An `IA32_` name in a family header of EDK2.
+    /// The name begins with `IA32_` and comes from EDK2's header of a processor family.
     FamilyArchitectural,
-    /// A constant of Linux.
+    /// The name is a constant of Linux.
     Linux,
-    /// A constant of Linux for processors that are no longer in use.
+    /// The name is a constant of Linux for processors that are no longer in use.
     LinuxOld,
-    /// A name of EDK2 without its processor family.
+    /// The name comes from EDK2; the processor family is left out of the name.
     Generic,
-    /// A name of geopm.
+    /// The name comes from geopm.
     Geopm,
-    /// A name of EDK2 with its processor family; the number is the family's place in the list of EDK2's
-    /// families.
+    /// The name comes from EDK2 and includes the processor family. The number is the family's place in
+    /// the list of EDK2's families.
     Family(usize),
-    /// A name that never becomes the main name of a register.
+    /// The name never becomes the main name of a register.
     Alias,
 }
 
@@ -97,7 +97,7 @@ impl Mention {
     }
 }
 
-/// Reads all files in `data`, in the order of [`Source`].
+/// Reads all lists of MSRs in the folder `data`, in the order of [`Source`].
 pub(super) fn read_all(data: &Path) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = ia32doc::read(&text(&data.join("intel-architectural-msrs.yml"))?)?;
     mentions.extend(names::linux(&text(&data.join("msr-names-linux.tsv"))?)?);
@@ -114,7 +114,7 @@ fn text(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Parses a number such as `0x1b`.
+/// Parses a hexadecimal number such as `0x1b`.
 fn hex(text: &str) -> anyhow::Result<u32> {
     let digits = text
         .strip_prefix("0x")

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Apic {
     /// No interrupt controller: accesses to x2APIC registers reach no register.
     Absent,
-    /// An interrupt controller in x2APIC mode.
+    /// The vCPU has an interrupt controller in x2APIC mode.
     X2apic,
 }
 
@@ -54,7 +54,7 @@ pub(crate) enum Stop {
 /// An exit as `struct kvm_run` shows it (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawExit {
-    /// The field `exit_reason`.
+    /// The field `exit_reason` of `struct kvm_run`.
     pub(crate) number: u32,
     pub(crate) access: Access,
     pub(crate) error: u8,

@@ -32,9 +32,9 @@ pub(crate) enum Op {
     Read(MsrIndex),
     /// WRMSR of this value to this MSR.
     Write(MsrIndex, u64),
-    /// RDTSC.
+    /// RDTSC, which reads the time-stamp counter.
     Time,
-    /// SWAPGS.
+    /// SWAPGS, which swaps the GS base with `KERNEL_GS_BASE`.
     SwapGs,
 }
 
@@ -118,7 +118,7 @@ impl Op {
 }
 
 impl Operands {
-    /// The value in EDX:EAX.
+    /// The 64-bit value that EDX and EAX hold together.
     pub(crate) const fn value(self) -> u64 {
         self.rdx << 32 | self.rax & 0xffff_ffff
     }
