@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-/// An error number of Linux on x86. The verdict on an access is never an error number: it has a
-/// type of its own, [`Verdict`](crate::Verdict) (S8).
+/// An error number of Linux on x86, with which a system call fails. A denied access is no failed call:
+/// the verdict on an access has a type of its own, [`Verdict`](crate::Verdict) (S8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Errno {

@@ -15,8 +15,8 @@ use crate::revision::Revision;
 pub struct Filter {
     revision: Revision,
     default_action: DefaultAction,
-    /// The ranges. The field is a boxed slice, because a `Vec` with spare capacity would break the bound
-    /// of [`Self::footprint`].
+    /// The filter's ranges. The field is a boxed slice, because a `Vec` with spare capacity would break
+    /// the bound of [`Self::footprint`].
     ranges: Box<[Range]>,
     lookup: Lookup,
 }
@@ -80,8 +80,8 @@ impl Filter {
         })
     }
 
-    /// Returns the verdict on `access` to the MSR `index`, and the reason for it (S3). The time
-    /// this takes does not depend on the number of ranges.
+    /// Returns the verdict on `access` to the MSR `index`, and the reason for the verdict (S3). The
+    /// time that a decision takes does not depend on the number of ranges.
     #[inline]
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {

@@ -73,8 +73,8 @@ pub(crate) struct Lookup<W = u64> {
     multiplier: W,
     /// The offset of the mixed blocks in `pages`.
     mixed: W,
-    /// The hash table. An entry is page number << 32 | offset of the page in `pages`, or
-    /// [`VACANT`].
+    /// The hash table that finds a page. Each word is page number << 32 | offset of the page in
+    /// `pages`, or [`VACANT`].
     table: Box<[W; TABLE]>,
     /// The pages, [`PAGE_WORDS`] words each, then the mixed blocks, [`MIXED_WORDS`] words each.
     pages: Box<[W]>,

@@ -69,7 +69,7 @@ pub(crate) struct LeftRight<S, const STRIPES: usize> {
     writers: Lock,
 }
 
-/// The readers that have arrived and not departed, counted for each turn.
+/// The number of readers that have arrived and not departed, for each of the two turns.
 #[repr(align(64))]
 struct Stripe([AtomicUsize; 2]);
 

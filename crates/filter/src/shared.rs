@@ -92,7 +92,8 @@ impl Shared {
         self.published.publish(filter.lookup());
     }
 
-    /// Returns the result of `look`, which gets the decisions of one filter.
+    /// Calls `look` with a function that decides accesses, all of them by the same filter of the VM.
+    /// Returns the result of `look`.
     #[inline]
     pub(crate) fn with_filter<T>(
         &self,

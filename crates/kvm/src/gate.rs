@@ -243,7 +243,8 @@ impl Gate {
         Ok(())
     }
 
-    /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call it once the gate is
+    /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call this function after the
+    /// gate is
     /// [installed](Self::install) and before the vCPU runs. `cpuid` is the CPUID that `KVM_SET_CPUID2`
     /// gets. The CPUID of the first vCPU chooses the variant of the program; every other vCPU must be
     /// of the same processor. A vCPU that is added again, as in hot-plug, must have the same CPUID as
@@ -269,9 +270,9 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. This needs a program that is
-    /// the same for all processors and that forwards no access to KVM's registers: such a program does not
-    /// depend on the CPUID. Add all vCPUs of a VM in this way, or none.
+    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must be the
+    /// same for all processors and must forward no access to KVM's registers: such a program does not
+    /// depend on the CPUID. Add either all vCPUs of a VM by this function, or none of them.
     ///
     /// # Errors
     /// The errors of [`Self::vcpu`], and [`GateError::NoCpuid`] if the program differs by processor, or
@@ -373,9 +374,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Combines the program's filter and mask with those that the VMM itself sets. A library that gives a
-    /// VMM a gate without its knowledge calls this. From then on the gate lets an access through only if the
-    /// policy and the VMM's filter both allow it.
+    /// Combines the program's filter and mask with those that the VMM itself sets. This function is for
+    /// a library that gives a VMM a gate without the VMM's knowledge. From then on the gate lets an
+    /// access through only if the policy and the VMM's filter both allow it.
     ///
     /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
     /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
@@ -457,17 +458,17 @@ impl Gate {
     }
 
     /// Returns the MSRs of `listed` that a VMM has to save and restore for the guest under this
-    /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call it while no vCPU runs: a
-    /// replacement or a restore makes the list longer.
+    /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call this function while no vCPU
+    /// runs: a call of [`Self::replace`] or [`VcpuGate::restore`] makes the returned list longer.
     ///
     /// A filter removes few MSRs from the list. Even if the guest may not write a register by WRMSR, the
     /// register may change: by an instruction such as SWAPGS, with time, or by the VMM itself (S10.5). The
     /// list leaves out the registers of KVM's own interface that the guest can neither read nor write, and
-    /// never could. It leaves out no register before [`Self::install`], before the first [`Self::vcpu`] has
-    /// chosen a variant, after a [`Self::replace`], or after a [`VcpuGate::restore`]: KVM may then hold a
-    /// setting that another program let the guest turn on. Use the whole of `listed` for a VM that ran
-    /// before this gate was installed, and for one into which the VMM wrote a snapshot of another VM by
-    /// `KVM_SET_MSRS`.
+    /// never could. The list leaves out no register before [`Self::install`], before the first
+    /// [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or after a
+    /// [`VcpuGate::restore`]: KVM may then hold a setting that another program let the guest turn on.
+    /// Use the whole of `listed` for a VM that ran before this gate was installed, and for a VM into
+    /// which the VMM wrote a snapshot of another VM by `KVM_SET_MSRS`.
     ///
     /// The state that the gate itself holds is in [`VcpuGate::save`]. If `listed` lacks a register that
     /// the policy lets the guest write, `msrgate check --host` warns of it.
@@ -485,9 +486,9 @@ impl Gate {
     /// guest cannot write the register under this program, and neither an instruction nor time changes the
     /// register. The gate knows this of only some registers (S10.5).
     ///
-    /// The list is no shorter than [`Self::migration_list`] in three cases: if a guest may run guests; under
-    /// a program with a `handler` or a `device`, which may set any register; and if [`Self::migration_list`]
-    /// itself leaves out no register.
+    /// The list is no shorter than [`Self::migration_list`] in three cases: if the guest may run nested
+    /// guests; under a program with a `handler` or a `device`, which may set any register; and if
+    /// [`Self::migration_list`] itself leaves out no register.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, nests, index| {

@@ -414,7 +414,10 @@ impl Measured {
         if exit.data != data {
             self.deviate(
                 "S5.3",
-                format!("the exit carries {:#x} instead of {data:#x}", exit.data),
+                format!(
+                    "the exit has the data {:#x} instead of {data:#x}",
+                    exit.data
+                ),
             );
         }
         if let Site::Elsewhere(rip) = exit.site {

@@ -17,11 +17,11 @@ pub enum Action {
     /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
     /// The access always becomes an event.
     Kill,
-    /// The VMM's handler with this name answers: code of the VMM itself.
+    /// The VMM's handler with this name, which is code of the VMM itself, answers the access.
     Handler(Arc<str>),
     /// The emulated device answers the access.
     Device(Device),
-    /// An emulated register answers: a register in user space, one for each vCPU.
+    /// An emulated register, which the gate keeps in user space for each vCPU, answers the access.
     Register(Emulated),
     /// A read of the MSR returns this value to the guest.
     Value(u64),
@@ -30,8 +30,8 @@ pub enum Action {
     /// A write reaches the register if it changes only bits of the mask; [`Outside`] says what
     /// happens otherwise.
     Mask(Mask),
-    /// The first write reaches the register and pins its value until reset. A later write of
-    /// another value gets #GP.
+    /// The first write reaches the register and pins the written value until the vCPU is reset. A later
+    /// write of another value gets #GP.
     Pin,
     /// A write reaches the register, but the bits of this mask that are 1 in the register stay 1.
     Sticky(u64),
@@ -145,8 +145,8 @@ impl Action {
         matches!(self, Self::Register(_) | Self::Device(_) | Self::Pin)
     }
 
-    /// Compares how much a guest can do under this action and under `other`, which it would
-    /// replace.
+    /// Compares how much a guest can do under this action and under `other`, if this action replaced
+    /// `other`.
     #[must_use]
     pub fn compared_with(&self, other: &Self) -> Comparison {
         if self == other {
@@ -255,8 +255,8 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// Each action in the list is looser than all actions before it, and no looser than itself and all
-    /// actions after it.
+    /// `compared_with` orders actions: in the test's list, each action is looser than all actions
+    /// before it, and no looser than itself and all actions after it.
     #[test]
     fn compared_with_orders_actions_by_reach() {
         let ladder = [

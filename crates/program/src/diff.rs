@@ -42,7 +42,8 @@ impl Direction {
         matches!(self, Self::Looser | Self::Different)
     }
 
-    /// Returns the direction of a change from `was` to `is`, which must differ.
+    /// Returns the effect on the guest if the action changes from `was` to `is`. The two actions must
+    /// differ.
     #[must_use]
     pub fn of(was: &Action, is: &Action) -> Self {
         match (is.compared_with(was), was.compared_with(is)) {
@@ -120,9 +121,9 @@ pub struct Difference {
     pub logs: Vec<LogChange>,
 }
 
-/// The limit of [`differences`] for two programs with several pairs of variants. It applies to the
-/// number of kinds of processors, and also to the number of rules of all pairs, because each rule may
-/// become a change.
+/// The limit of [`differences`] for two programs with several pairs of variants. The limit applies to
+/// the number of kinds of processors, and also to the number of rules of all pairs, because each rule
+/// may become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
 /// An error for two programs that distinguish too many processors to be compared on all of them.

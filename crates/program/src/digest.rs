@@ -25,7 +25,8 @@ impl Digest {
         &self.0
     }
 
-    /// Returns the first 16 digits. They distinguish policies that were not made to collide.
+    /// Returns the first 16 hexadecimal digits of the digest. They distinguish policies, unless
+    /// somebody has made two policies with equal first digits on purpose.
     #[must_use]
     pub fn short(&self) -> String {
         self.0[..8]

@@ -171,9 +171,9 @@ const SYSENTER: CpuidBit = CpuidBit {
     feature: "SEP",
 };
 
-/// The lower half of a register whose upper half is reserved. A write by the host stores the bits
-/// of the upper half (measured), although a guest's write would fault. So a write that sets any of
-/// them is not forwarded.
+/// The bits that may be set in a register whose upper half is reserved: the lower half. A guest's write
+/// that sets a bit of the upper half would fault, but a write by the host stores the bit (measured). So
+/// the gate does not forward such a write.
 const LOW_HALF: u64 = 0xffff_ffff;
 
 /// Returns the conditions for a register that every processor with long mode has.
@@ -197,8 +197,7 @@ const fn sysenter(write: Forwarding, why: &'static str) -> Forward {
 }
 
 const LOW: &str = "the register keeps the written value; the upper half is reserved for guests, but not for writes by the host";
-const MADE: &str =
-    "KVM makes the address canonical, on AMD 32 bits wide, for writes by guest and host";
+const MADE: &str = "KVM makes the written address canonical (on AMD: cuts it to 32 bits), for writes by guest and host";
 const CHECKED: &str = "KVM refuses an address that is not canonical, for writes by guest and host";
 const PLAIN: &str = "the register keeps the written value, and every value is legal";
 

@@ -123,7 +123,7 @@ pub struct MsrSet {
     ranges: Ranges,
 }
 
-/// The ranges. Most entries of a policy are one range, which needs no memory of its own.
+/// The ranges of a set. Most entries of a policy are one range, which needs no memory of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),

@@ -130,8 +130,8 @@ impl Program {
         })
     }
 
-    /// Creates the program of a filter without a policy. It refuses the accesses that the filter
-    /// denies. It answers no access and logs no access.
+    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that
+    /// the filter denies. It answers no access by itself, and no access becomes an event.
     #[must_use]
     pub fn of_filter(filter: Filter) -> Self {
         let settings = ProgramSettings {

@@ -101,8 +101,8 @@ impl<T> RangeMap<T> {
         places.map(|place| (self.range(place), self.value(place)))
     }
 
-    /// Iterates over two maps at once: over ranges in order and without gaps, with the values of
-    /// both maps.
+    /// Iterates over two maps at once. Each item is a range in which both maps have one value, with
+    /// these two values. The ranges are in order and without gaps.
     pub fn zip<'m, U>(
         &'m self,
         other: &'m RangeMap<U>,

@@ -129,8 +129,8 @@ fn svm_bits_at_region_edges_are_where_the_manual_puts_them() {
     every_edge_has_its_bit::<Svm>();
 }
 
-/// S6.1, S6.2: the MSRs directly before and after a region always exit, even if every access that
-/// can pass does.
+/// S6.1, S6.2: accesses to the MSRs directly before and after a region always exit, even if the map
+/// passes every access to the MSRs in its regions.
 #[test]
 fn access_to_msr_outside_all_bitmap_regions_always_exits() {
     let vmx = computed::<Vmx>(want_all, allow_all);

@@ -171,7 +171,8 @@ fn decide_finds_each_of_sixteen_adjacent_ranges() {
     }
 }
 
-/// S3.2: without a filter every access is allowed, and the x2APIC exemption still comes first.
+/// S3.2: without a filter every access is allowed. For an x2APIC register the reason is still that no
+/// filter covers it, not that there is no filter.
 #[test]
 fn decide_without_a_filter_allows_every_access() {
     let cases = [

@@ -110,7 +110,7 @@ fn s1_9_new_reason_mask_holds_from_the_next_access() {
     assert_eq!(reason(write(&mut vcpu, PLAIN, 1)), None);
 }
 
-/// v6 keeps 32 bits of the mask. Only the bits that v6 knows have an effect.
+/// v6 keeps the lower 32 bits of a reason mask. Only the bits that v6 knows have an effect.
 #[test]
 fn s1_9_unknown_reason_mask_bits_on_v6_have_no_effect() {
     for (mask, expected) in [

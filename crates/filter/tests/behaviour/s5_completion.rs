@@ -119,8 +119,8 @@ fn s5_4_completion_under_single_step_is_a_debug_exit() {
     }
 }
 
-/// A filter or mask that is set while an exit is pending does not change how the exit completes. It
-/// holds from the next access on.
+/// A filter or reason mask that is set while an exit is pending does not change how the exit completes.
+/// The new filter or mask holds from the next access on.
 #[test]
 fn s5_5_new_filter_or_reason_mask_leaves_pending_exit_unchanged() {
     for revision in Revision::ALL {
@@ -281,7 +281,8 @@ fn s5_8_reply_without_error_completes_the_access_instead_of_rewinding() {
     }
 }
 
-/// If the registers are not written back after the error reply, the guest gets the queued #GP.
+/// If the VMM does not write the vCPU's registers back after its error reply, the guest gets the queued
+/// #GP.
 #[test]
 fn s5_8_rewind_without_set_regs_gives_guest_a_fault() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);

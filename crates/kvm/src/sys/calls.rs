@@ -108,7 +108,7 @@ pub(crate) fn enable(
     checked(unsafe { ioctl_with_ref(vm, KVM_ENABLE_CAP(), &request) }).map(drop)
 }
 
-/// Returns true if the guests of this VM may run guests: KVM then saves nested state for the VM
+/// Returns true if the guest of this VM may run nested guests: KVM then saves nested state for the VM
 /// (`KVM_CAP_NESTED_STATE`).
 pub(crate) fn has_nested_state(vm: &impl AsRawFd) -> bool {
     check_extension(vm, KVM_CAP_NESTED_STATE.into()) > 0
@@ -295,8 +295,8 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     )
 }
 
-/// The largest number of CPUID entries that a kernel gives a vCPU. The constant of kvm-bindings is smaller:
-/// it is that of older kernels.
+/// The largest number of CPUID leaves that a kernel gives a vCPU. The constant in kvm-bindings is that
+/// of older kernels, which is smaller.
 const CPUID_ENTRIES: usize = 256;
 
 /// `struct kvm_cpuid2` with room for the largest number of entries that a kernel gives.

@@ -12,7 +12,8 @@ use crate::errno::{CallErrno, RawErrno};
 /// The size of a page in bytes. All mappings of this module are whole pages.
 pub(crate) const PAGE: usize = 0x1000;
 
-/// A private anonymous mapping, zeroed, readable and writable, unmapped when dropped.
+/// A private anonymous memory mapping. The mapping is zeroed at first, readable and writable; it is
+/// unmapped when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<AtomicU64>,

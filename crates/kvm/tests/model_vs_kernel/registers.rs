@@ -120,8 +120,8 @@ pub(crate) enum Learnt {
     Fault(RegisterFault),
     /// The CPU refuses the access without asking KVM, because the register is passed through; or the CPU
     /// accepts a value that it changes later. QEMU's software SVM does so with a `KERNEL_GS_BASE` that is
-    /// not canonical: it accepts the value, which a real CPU refuses, and makes it canonical at the next
-    /// entry.
+    /// not canonical: it accepts the value, which a real CPU refuses, and makes the value canonical at
+    /// the next VM entry.
     Hardware,
 }
 

@@ -151,8 +151,8 @@ impl Responder {
     /// Returns true if a migration may leave out KVM's value of this register: no access of the
     /// guest reaches the register, and nothing else depends on it or changes it.
     ///
-    /// This is known only for the registers that KVM invented. Every other register is treated as
-    /// if instructions, time or the VMM changed it (S10.5).
+    /// The function returns true only for registers that KVM invented. Every other register is treated
+    /// as if instructions, time or the VMM changed it (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
         let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
@@ -194,8 +194,8 @@ impl Responder {
         self.rules().any(|rule| self.opens(rule))
     }
 
-    /// Returns the verdicts for the kernel's filter after the gate has opened it for the accesses
-    /// in `opened`.
+    /// Returns the verdicts for the kernel's filter after the gate has opened the filter for the
+    /// accesses in `opened`, so that it allows them without an exit.
     #[must_use]
     pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         let last = self.variant().rule(MsrIndex::MAX, Access::Read);

@@ -16,8 +16,8 @@ pub(super) struct Need {
     pub(super) msrs: MsrRange,
 }
 
-/// Returns all needs, in order. x2APIC registers have none, because the kernel does not ask the
-/// filter for them (S3.1).
+/// Returns all needs, in the order of the MSRs. x2APIC registers have no need, because the kernel does
+/// not ask the filter about them (S3.1).
 pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
     let mut needs: Vec<Need> = Vec::new();

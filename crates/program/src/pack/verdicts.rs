@@ -12,8 +12,8 @@ use crate::range_map::{RangeMap, RangeMapBuilder};
 /// The wanted verdict of a filter on each access, and the filter's default action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts {
-    /// The verdicts. `None` stands for x2APIC registers, for which the kernel does not ask the
-    /// filter (S3.1).
+    /// The wanted verdicts for reads and for writes. `None` stands for x2APIC registers, for which the
+    /// kernel does not ask the filter (S3.1).
     by_access: [RangeMap<Option<Verdict>>; 2],
     default: Verdict,
 }

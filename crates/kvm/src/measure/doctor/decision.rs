@@ -142,8 +142,8 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(findings))
 }
 
-/// Reads the x2APIC version register, 0x803. It is never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3,
-/// 12.4.8).
+/// Checks that the guest can read the x2APIC version register, 0x803. The value of the register is
+/// never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3, 12.4.8).
 fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut lab = lab.with_apic()?;
     lab.guard(&deny_all(), ALL_REASONS)?;

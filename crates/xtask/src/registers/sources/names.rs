@@ -5,9 +5,9 @@ use anyhow::{Context, bail};
 
 use super::{Mention, Rank, Source, hex};
 
-/// The families of EDK2's headers, with the prefix that each uses in its names. If a register's name is
-/// unique only with a family, it gets the first family of this list that has the register. The servers from
-/// Nehalem on come first.
+/// The processor families of EDK2's headers, with the prefix that each header uses in its names. If a
+/// register's name is unique only with a family, the name gets the first family of this list that has
+/// the register. The servers from Nehalem on come first.
 const FAMILIES: [(&str, &str); 21] = [
     ("NehalemMsr", "NEHALEM_"),
     ("SandyBridgeMsr", "SANDY_BRIDGE_"),
