@@ -71,7 +71,8 @@ impl RawReason {
     /// Returns the reason that these bits mean on mainline; `None` for an unknown bit, several bits or 0.
     #[must_use]
     pub const fn known(self) -> Option<ExitReason> {
-        // Every exit calls this, so the bits are repeated here for speed; a test compares them.
+        // This function runs at every exit. For speed the bits are repeated here; a test compares them
+        // with those of `msrgate-filter`.
         match self.0 {
             1 => Some(ExitReason::Invalid),
             2 => Some(ExitReason::Unknown),

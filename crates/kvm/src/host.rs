@@ -221,8 +221,8 @@ impl HostError {
         match errno.number().get() {
             libc::EBUSY => Self::Busy { device },
             libc::ENODEV => Self::NoDriver { device },
-            // EPERM and EACCES belong here, too. The process was able to open the device, so the advice
-            // about permissions to open it would not help.
+            // EPERM and EACCES of `KVM_CREATE_VM` also become this error: the process was able to open
+            // the device file, so advice about permissions to open that file would not help.
             _ => Self::CreateVm { errno },
         }
     }
@@ -245,7 +245,8 @@ mod tests {
         let create = |number| HostError::from_create(device, RawErrno::new(number).into());
         assert!(matches!(create(libc::EBUSY), HostError::Busy { .. }));
         assert!(matches!(create(libc::ENOMEM), HostError::CreateVm { .. }));
-        // A seccomp filter can answer EPERM, for example. Advice to join the group kvm would not help.
+        // A seccomp filter, for example, can make `KVM_CREATE_VM` fail with EPERM. Advice to join the
+        // group kvm would not help then.
         let refused = create(libc::EPERM);
         assert!(matches!(refused, HostError::CreateVm { .. }));
         assert!(refused.advice().contains("seccomp"));

@@ -193,7 +193,8 @@ impl HostCaps {
             Err(error) => {
                 let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
                 assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
-                // A line by eprintln would not be seen: the test harness hides the output of a passing test.
+                // This does not use `eprintln`, because the test harness hides its output if the test
+                // passes.
                 let line = format!("SKIPPED: {error}. {}\n", error.advice());
                 std::io::stderr().write_all(line.as_bytes()).unwrap();
                 None

@@ -468,8 +468,8 @@ fn vcpu_state_back_under_old_program_restores_values_that_only_it_has() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
-    // `under` is told the wrong program for this state. The result still has all registers of
-    // `old`.
+    // If the caller gives `under` the wrong program for this state, the result still has all registers
+    // of `old`.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
     // A switch to the new program and back, without an access in between, leaves the vCPU's state

@@ -83,7 +83,8 @@ impl MicrocodeHeader {
         let field = |number: usize| word(bytes, number * 4);
         let (version, loader) = (field(0)?, field(5)?);
         let (data, total) = match (field(7)?, field(8)?) {
-            // In old updates the data size is 0, which stands for these two sizes.
+            // In old updates the field for the data size is 0, which stands for a data size of 2000 and
+            // a total size of 2048.
             (0, _) => (2000, 2048),
             sizes => sizes,
         };
