@@ -55,7 +55,8 @@ fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
         let text = in_64_ways(part, 200, first_value);
         fs::write(folder.join(name), text).expect("a file");
     }
-    let too_many = "on all processors: their `[[when]]`s make 4096 pairs of variants with";
+    let too_many =
+        "on all processors: the `[[when]]`s of both programs make 4096 pairs of variants with";
     let limit = "but at most 1048576 rules can be compared at once";
     for (arguments, first, advice) in [
         (

@@ -388,10 +388,22 @@ fn name_of_missing_test_is_reported() {
         ("filter::set::tests::s2_4_each", false),
         ("filter::set::tests::outcome", false),
         ("filter::set::s2_4_set_checks_each_range", false),
-        ("filter::bitmap::tests::window_starts_at_any_bit", true),
-        ("filter::bitmap::proofs::window_starts_at_any_bit", false),
-        ("filter::behaviour::s1_numbers::s1_4_reason_bits", true),
-        ("policy::behaviour::s1_numbers::s1_4_reason_bits", false),
+        (
+            "filter::bitmap::tests::bitmap_window_starts_at_any_bit",
+            true,
+        ),
+        (
+            "filter::bitmap::proofs::bitmap_window_starts_at_any_bit",
+            false,
+        ),
+        (
+            "filter::behaviour::s1_numbers::s1_4_exit_reason_bits_depend_on_revision",
+            true,
+        ),
+        (
+            "policy::behaviour::s1_numbers::s1_4_exit_reason_bits_depend_on_revision",
+            false,
+        ),
     ] {
         assert_eq!(test_exists(path), exists, "{path}");
     }

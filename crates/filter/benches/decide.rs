@@ -18,14 +18,15 @@ const POINTS: u32 = 1 << 16;
 
 type Point = (MsrIndex, Access);
 
-/// One filter, as this crate stores it and as a list of ranges, and the accesses to decide.
+/// One filter, as this crate stores it and as a list of ranges, and the accesses that the benchmark
+/// decides by it.
 struct Scenario {
     filter: Filter,
     linear: Linear,
     points: Vec<Point>,
 }
 
-/// The filter as the original patch stores it (see `src/seed.md`): a list of ranges.
+/// The filter as the original kernel patch stores it (see `docs/seed.md`): a list of ranges.
 struct Linear {
     default_action: Verdict,
     ranges: Vec<LinearRange>,

@@ -20,9 +20,9 @@ pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 /// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on it (S1.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerWidth {
-    /// A 64-bit process.
+    /// The caller is a 64-bit process.
     Bits64,
-    /// A 32-bit process on a 64-bit kernel.
+    /// The caller is a 32-bit process on a 64-bit kernel.
     Bits32,
 }
 
@@ -82,7 +82,7 @@ impl CallerWidth {
 pub struct UserAddress(u64);
 
 impl UserAddress {
-    /// `NULL`.
+    /// The address `NULL`.
     pub const NULL: Self = Self(0);
 
     /// Creates the address with this number.
@@ -110,7 +110,7 @@ impl fmt::Display for UserAddress {
     }
 }
 
-/// The error of [`UserMemory::read`]: at least one of the bytes cannot be read.
+/// The error of [`UserMemory::read`]: the process cannot read at least one of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
@@ -122,7 +122,7 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
-/// The memory of the process that makes the call.
+/// The memory of the process that makes the set call.
 pub trait UserMemory {
     /// Fills `into` with the bytes from the address `from` on.
     ///
@@ -131,10 +131,10 @@ pub trait UserMemory {
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault>;
 }
 
-/// A segment of readable memory, with no readable memory around it.
+/// A segment of the caller's readable memory, with no readable memory around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
-    /// The address of the first byte.
+    /// The address of the segment's first byte in the caller's memory.
     pub start: UserAddress,
     /// The bytes of the segment.
     pub bytes: &'a [u8],
@@ -150,8 +150,8 @@ impl UserMemory for Segment<'_> {
     }
 }
 
-/// Several segments. A read succeeds if it lies within one of them; the first such segment serves
-/// it.
+/// Several segments of the caller's readable memory. A read succeeds if all its bytes lie within one
+/// segment. If several segments contain the bytes, the first one supplies them.
 impl UserMemory for [Segment<'_>] {
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault> {
         self.iter()
@@ -187,7 +187,7 @@ impl fmt::Display for Slot {
 pub struct Request<B = UserAddress> {
     /// The flags: [`DEFAULT_DENY`], and any unknown bits that the caller has set.
     pub flags: u32,
-    /// The ranges. A range of 0 MSRs is unused.
+    /// The filter's ranges. A range of 0 MSRs is unused.
     pub ranges: [RangeRequest<B>; MAX_RANGES],
 }
 
@@ -198,22 +198,22 @@ pub struct RangeRequest<B = UserAddress> {
     pub flags: u32,
     /// The number of MSRs in the range.
     pub nmsrs: u32,
-    /// The first MSR.
+    /// The first MSR of the range.
     pub base: u32,
     /// The bitmap, or its address. The bitmap has one bit for each MSR, in whole little-endian
     /// words of 8 bytes (S2.4).
     pub bitmap: B,
 }
 
-/// An error for bytes that cannot be a `struct kvm_msr_filter` of a caller of this width.
+/// An error for bytes that do not form the `struct kvm_msr_filter` of a caller of the given width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The number of bytes is wrong.
+    /// The number of bytes is not the size of the struct.
     WrongSize {
-        /// The number of bytes given.
+        /// The number of bytes that the caller gave.
         found: usize,
-        /// The size of the struct, in bytes.
+        /// The size that the struct has for a caller of this width, in bytes.
         expected: usize,
     },
 }
@@ -233,13 +233,13 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// An error for a request that a caller of this width cannot express.
+/// An error for a request that does not fit the `struct kvm_msr_filter` of a caller of the given width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
     /// The bitmap of this slot lies above 4 GiB, which a pointer of a 32-bit caller cannot reach.
     PointerTooWide {
-        /// The slot of the range.
+        /// The slot of the range whose bitmap lies too high.
         slot: Slot,
         /// The address of the range's bitmap.
         bitmap: UserAddress,
@@ -260,7 +260,7 @@ impl fmt::Display for EncodeError {
 impl core::error::Error for EncodeError {}
 
 impl<B> Request<B> {
-    /// Iterates over the ranges with their slots.
+    /// Iterates over the request's ranges with their slots.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &RangeRequest<B>)> {
         (0..).map(Slot).zip(&self.ranges)
     }
@@ -290,7 +290,8 @@ impl<B> Request<B> {
         request
     }
 
-    /// Returns the request with each bitmap replaced by the result of `bitmap`.
+    /// Returns the request with each range's field `bitmap` replaced by the result of the closure
+    /// `bitmap`.
     pub fn map_bitmaps<'r, C>(&'r self, mut bitmap: impl FnMut(&'r B) -> C) -> Request<C> {
         Request {
             flags: self.flags,
@@ -390,7 +391,7 @@ impl Request {
     }
 }
 
-/// Returns the little-endian word at `offset`, or 0 past the end.
+/// Returns the little-endian 32-bit word of `bytes` at `offset`, or 0 past the end of `bytes`.
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     bytes
         .get(offset..)

@@ -22,9 +22,9 @@ pub struct Bitmap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BitmapError {
-    /// The count is 0: the kernel treats a range of 0 MSRs as unused (S2.4).
+    /// The number of MSRs is 0: the kernel treats such a range as unused (S2.4).
     Empty,
-    /// The count, which this variant holds, needs more than 0x600 bytes (S1.8).
+    /// The bitmap for this number of MSRs would need more than 0x600 bytes (S1.8).
     TooLong(u32),
 }
 
@@ -121,7 +121,8 @@ impl Bitmap {
         &self.words
     }
 
-    /// Returns the 64 bits from `offset` on in one word. Bits past the end are 0.
+    /// Returns the 64 bits of the bitmap from bit `offset` on, in one word. Bits past the end of the
+    /// bitmap are 0.
     pub(crate) fn window(&self, offset: u32) -> u64 {
         let word = |at: u32| self.words.get(at as usize).copied().unwrap_or(0);
         let (first, shift) = (offset / 64, offset % 64);
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_counts_whole_words_up_to_0x600_bytes() {
+    fn bitmap_words_for_counts_whole_words_up_to_0x600_bytes() {
         assert_eq!(Bitmap::words_for(0), Err(BitmapError::Empty));
         assert_eq!(Bitmap::words_for(1), Ok(1));
         assert_eq!(Bitmap::words_for(64), Ok(1));
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn from_words_drops_bits_past_the_count() {
+    fn bitmap_from_words_drops_bits_past_the_last_msr() {
         let bitmap = Bitmap::from_words(3, vec![u64::MAX, u64::MAX]).unwrap();
         assert_eq!(bitmap.words(), [0b111]);
         assert!(bitmap.allows(2));
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn window_starts_at_any_bit() {
+    fn bitmap_window_starts_at_any_bit() {
         let bitmap = Bitmap::from_fn(200, |offset| offset % 3 == 0).unwrap();
         for offset in 0..260 {
             for bit in 0..64 {

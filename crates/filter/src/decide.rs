@@ -40,12 +40,12 @@ impl RangeNumber {
     }
 }
 
-/// The reason for a decision (S3).
+/// The reason for a verdict on an access (S3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Because {
     /// The MSR is an x2APIC register, which the filter does not cover (S3.1).
     X2apic,
-    /// No filter is set (S3.2).
+    /// The VM has no filter, so the access is allowed (S3.2).
     NoFilter,
     /// This range decided: the first one that contains the MSR and covers the direction of the
     /// access (S3.3).
@@ -54,11 +54,11 @@ pub enum Because {
     Default,
 }
 
-/// A verdict with its reason.
+/// The decision on one access: the verdict, and the reason for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Decision {
-    /// The verdict.
+    /// The verdict: the access is allowed or denied.
     pub verdict: Verdict,
-    /// The reason for the verdict.
+    /// The reason for the verdict, such as the range that decides.
     pub because: Because,
 }

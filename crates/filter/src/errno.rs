@@ -2,23 +2,23 @@
 
 use core::fmt;
 
-/// An error number of Linux on x86. The verdict on an access is never an error number: it has a
-/// type of its own, [`Verdict`](crate::Verdict) (S8).
+/// An error number of Linux on x86, with which a system call fails. A denied access is no failed call:
+/// the verdict on an access has a type of its own, [`Verdict`](crate::Verdict) (S8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Errno {
-    /// `EINTR`, 4: `KVM_RUN` was told to return at once (S5.6).
+    /// `EINTR`, 4: `KVM_RUN` returned at once, because `immediate_exit` was set (S5.6).
     Eintr,
-    /// `EFAULT`, 14: memory of the caller cannot be read.
+    /// `EFAULT`, 14: the kernel cannot read memory of the caller.
     Efault,
-    /// `EINVAL`, 22: the call does not accept the arguments.
+    /// `EINVAL`, 22: the kernel does not accept the arguments of the call.
     Einval,
-    /// `ENOTTY`, 25: the call does not exist.
+    /// `ENOTTY`, 25: the kernel does not have the ioctl.
     Enotty,
 }
 
 impl Errno {
-    /// The number as in `errno.h`, positive.
+    /// The error number as in `errno.h`, positive.
     #[must_use]
     pub const fn number(self) -> i32 {
         match self {
@@ -29,7 +29,7 @@ impl Errno {
         }
     }
 
-    /// The name in `errno.h`.
+    /// The name of the error number in `errno.h`, such as `EINVAL`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

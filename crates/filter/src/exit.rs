@@ -10,7 +10,8 @@ use crate::revision::Revision;
 /// The reason for which an access failed. An exit has exactly one reason (S5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExitReason {
-    /// `KVM_MSR_EXIT_REASON_INVAL`: the value is illegal, or the guest does not have the register.
+    /// `KVM_MSR_EXIT_REASON_INVAL`: KVM knows the register, but the written value is illegal, or this
+    /// guest does not have the register.
     Invalid,
     /// `KVM_MSR_EXIT_REASON_UNKNOWN`: KVM does not know the register. v6 reports `Invalid` instead.
     Unknown,
@@ -19,11 +20,11 @@ pub enum ExitReason {
 }
 
 impl ExitReason {
-    /// All three reasons.
+    /// All three exit reasons.
     pub const ALL: [Self; 3] = [Self::Invalid, Self::Unknown, Self::Filter];
 
-    /// The bit of the reason, in a mask and in `kvm_run` (S1.4). `None` if the revision does not
-    /// have the reason.
+    /// The bit that stands for this exit reason, in a reason mask and in `kvm_run` (S1.4). `None` if
+    /// the revision does not have the reason.
     #[must_use]
     pub const fn bit(self, revision: Revision) -> Option<ReasonMask> {
         let bit = match self {
@@ -58,8 +59,8 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// The reason mask of a VM: an access that fails for a reason in the mask exits. For other reasons
-/// the guest gets #GP (S5.2).
+/// The reason mask of a VM. An access that fails for a reason in the mask exits to user space; if it
+/// fails for another reason, the guest gets #GP (S5.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReasonMask(u32);
 
@@ -93,7 +94,8 @@ impl ReasonMask {
         Self(bits.fold(0, |mask, bit| mask | bit.0))
     }
 
-    /// Returns true if an access that fails for this reason exits.
+    /// Returns true if the mask has this reason, so that an access that fails for it exits to user
+    /// space.
     #[must_use]
     pub const fn contains(self, revision: Revision, reason: ExitReason) -> bool {
         match reason.bit(revision) {
@@ -102,7 +104,7 @@ impl ReasonMask {
         }
     }
 
-    /// The bits, as `KVM_ENABLE_CAP` takes them.
+    /// The bits of the mask, as `KVM_ENABLE_CAP` takes them.
     #[must_use]
     pub const fn bits(self) -> u64 {
         self.0 as u64
@@ -138,28 +140,29 @@ const fn low(bits: u64) -> u32 {
 pub struct ExitNumber(u32);
 
 impl ExitNumber {
-    /// `KVM_EXIT_X86_RDMSR` (S1.3).
+    /// `KVM_EXIT_X86_RDMSR`: the guest's RDMSR exited (S1.3).
     pub const RDMSR: Self = Self(29);
-    /// `KVM_EXIT_X86_WRMSR` (S1.3).
+    /// `KVM_EXIT_X86_WRMSR`: the guest's WRMSR exited (S1.3).
     pub const WRMSR: Self = Self(30);
 
-    /// The exit reason as a number.
+    /// The number that `kvm_run.exit_reason` has.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
     }
 }
 
-/// The exit of one access, as user space sees it (S5.3).
+/// An exit to user space that an MSR access of the guest caused, with the fields that user space sees
+/// (S5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
-    /// The MSR: the guest's ECX.
+    /// The MSR that the guest accesses: its ECX.
     pub index: MsrIndex,
     /// The direction of the access.
     pub access: Access,
-    /// The value to write, from EDX:EAX; 0 for a read.
+    /// The value that the guest writes, from EDX:EAX; 0 for a read.
     pub data: u64,
-    /// The reason for the exit.
+    /// The reason for which the access failed.
     pub reason: ExitReason,
 }
 
@@ -179,7 +182,7 @@ impl Exit {
 pub struct Reply {
     /// The error byte: 0 completes the access, any other value is #GP(0) (S5.4).
     pub error: u8,
-    /// The value that a completed read returns.
+    /// The value that a completed read returns to the guest. It is ignored for a write.
     pub data: u64,
 }
 
@@ -206,18 +209,18 @@ impl Reply {
 /// The offsets of an exit's fields in `struct kvm_run`, in bytes (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunLayout {
-    /// `msr.error`, one byte.
+    /// The offset of `msr.error`, one byte.
     pub error: usize,
-    /// `msr.reason`, four bytes.
+    /// The offset of `msr.reason`, four bytes.
     pub reason: usize,
-    /// `msr.index`, four bytes.
+    /// The offset of `msr.index`, four bytes.
     pub index: usize,
-    /// `msr.data`, eight bytes.
+    /// The offset of `msr.data`, eight bytes.
     pub data: usize,
 }
 
 impl RunLayout {
-    /// Returns the layout of this revision.
+    /// Returns the offsets that this revision of KVM uses.
     #[must_use]
     pub const fn of(revision: Revision) -> Self {
         Self {

@@ -15,8 +15,8 @@ use crate::revision::Revision;
 pub struct Filter {
     revision: Revision,
     default_action: DefaultAction,
-    /// The ranges. The field is a boxed slice, because a `Vec` with spare capacity would break the bound
-    /// of [`Self::footprint`].
+    /// The filter's ranges. The field is a boxed slice, because a `Vec` with spare capacity would break
+    /// the bound of [`Self::footprint`].
     ranges: Box<[Range]>,
     lookup: Lookup,
 }
@@ -25,7 +25,7 @@ pub struct Filter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FilterError {
-    /// The list has this many ranges, which is more than [`MAX_RANGES`].
+    /// The filter would have this many ranges, which is more than [`MAX_RANGES`].
     TooManyRanges(usize),
     /// The default action is deny and the list of ranges is empty: EINVAL on mainline (S2.3). A
     /// range with a single 0 bit makes an equivalent filter that the kernel accepts.
@@ -80,8 +80,8 @@ impl Filter {
         })
     }
 
-    /// Returns the verdict on `access` to the MSR `index`, and the reason for it (S3). The time
-    /// this takes does not depend on the number of ranges.
+    /// Returns the verdict on `access` to the MSR `index`, and the reason for the verdict (S3). The
+    /// time that a decision takes does not depend on the number of ranges.
     #[inline]
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {
@@ -100,7 +100,7 @@ impl Filter {
         self.default_action
     }
 
-    /// The ranges, in the order in which they are tried.
+    /// The filter's ranges, in the order in which the kernel tries them for an access.
     #[must_use]
     pub fn ranges(&self) -> &[Range] {
         &self.ranges

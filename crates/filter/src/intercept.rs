@@ -51,11 +51,11 @@ impl Layout for Svm {}
 mod layout {
     use crate::msr::{Access, MsrIndex};
 
-    /// The layout of [`VmxBitmap`](super::VmxBitmap).
+    /// The layout of Intel's MSR bitmap, [`VmxBitmap`](super::VmxBitmap).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Vmx {}
 
-    /// The layout of [`SvmMap`](super::SvmMap).
+    /// The layout of AMD's MSR permission map, [`SvmMap`](super::SvmMap).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Svm {}
 

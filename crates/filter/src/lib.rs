@@ -39,7 +39,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Setting it
+//! # Setting a filter
 //!
 //! [`Vm::set_filter`] sets a filter in a [`Vm`] of this crate, whose [`Vcpu`]s behave like KVM's.
 //! For a VM of KVM itself, [`abi::Request::of`] makes the struct and the bitmaps that

@@ -7,8 +7,8 @@
 //! stored page, which holds the default action. A perfect hash over the numbers of the stored pages
 //! (at most 65) finds the page of an MSR.
 //!
-//! All fields are 64-bit words, because [`publish`](crate::publish) keeps the same lookup in
-//! atomics: without `unsafe`, threads can share and replace only words.
+//! All fields of the table are 64-bit words, because [`publish`](crate::publish) keeps the same table
+//! in atomics: without `unsafe`, threads can share and replace only words.
 //!
 //! The owner is stored as one byte for each block of 64 MSRs: the number of the range that decides,
 //! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. The last stands for a block in which
@@ -56,7 +56,7 @@ const MIXED: u8 = 19;
 
 /// A word of a lookup table: a plain `u64`, or an atomic that threads share.
 pub(crate) trait Word {
-    /// The value of the word.
+    /// Returns the 64 bits of the word.
     fn get(&self) -> u64;
 }
 
@@ -67,14 +67,14 @@ impl Word for u64 {
     }
 }
 
-/// All decisions of one filter, or of a VM without a filter.
+/// A lookup table: the decisions of one filter, or of a VM without a filter, on all accesses.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Lookup<W = u64> {
     multiplier: W,
     /// The offset of the mixed blocks in `pages`.
     mixed: W,
-    /// The hash table. An entry is page number << 32 | offset of the page in `pages`, or
-    /// [`VACANT`].
+    /// The hash table that finds a page. Each word is page number << 32 | offset of the page in
+    /// `pages`, or [`VACANT`].
     table: Box<[W; TABLE]>,
     /// The pages, [`PAGE_WORDS`] words each, then the mixed blocks, [`MIXED_WORDS`] words each.
     pages: Box<[W]>,

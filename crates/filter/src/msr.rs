@@ -11,13 +11,13 @@ pub struct MsrIndex(u32);
 pub const X2APIC: RangeInclusive<MsrIndex> = MsrIndex(0x800)..=MsrIndex(0x8ff);
 
 impl MsrIndex {
-    /// The lowest index.
+    /// The index of the lowest MSR.
     pub const MIN: Self = Self(0);
-    /// The highest index. A range that contains it would end at 2^32, and such a range matches no access
-    /// (S3.5). So the filter's default action always decides here.
+    /// The index of the highest MSR. A range that contains this MSR would end at 2^32, and such a range
+    /// matches no access (S3.5). So the filter's default action always decides accesses to this MSR.
     pub const MAX: Self = Self(u32::MAX);
 
-    /// Creates the index with this number.
+    /// Creates the index of the MSR with this number.
     #[must_use]
     pub const fn new(index: u32) -> Self {
         Self(index)
@@ -53,7 +53,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// Both directions, reads first.
+    /// The two directions of access, reads first.
     pub const ALL: [Self; 2] = [Self::Read, Self::Write];
 }
 
@@ -70,11 +70,11 @@ impl fmt::Display for Access {
 /// at least one direction, because the kernel refuses any other range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Accesses {
-    /// `KVM_MSR_FILTER_READ`.
+    /// Reads only: the flag `KVM_MSR_FILTER_READ`.
     Read,
-    /// `KVM_MSR_FILTER_WRITE`.
+    /// Writes only: the flag `KVM_MSR_FILTER_WRITE`.
     Write,
-    /// Both flags: one bitmap for reads and writes.
+    /// Reads and writes, by the same bitmap: both flags.
     Both,
 }
 
@@ -89,7 +89,7 @@ impl Accesses {
         }
     }
 
-    /// The flag bits of the ABI: `READ` 1, `WRITE` 2.
+    /// The flag bits that stand for these directions in a range's `flags`: 1 for reads, 2 for writes.
     #[must_use]
     pub const fn bits(self) -> u32 {
         match self {

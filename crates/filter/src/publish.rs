@@ -48,20 +48,20 @@ use core::hint::spin_loop;
 #[cfg(all(test, loom))]
 use loom::thread::yield_now as spin_loop;
 
-/// A set of words that threads share, replaced as a whole.
+/// A slot: a set of words that threads share, and whose content is replaced as a whole.
 pub(crate) trait Slot {
     /// The type of the data that a writer publishes in place of the old words.
     type Content;
 
-    /// Replaces all words that a reader may look at, by relaxed stores. No reader may be in the
-    /// slot.
+    /// Replaces all words of the slot that a reader may look at, by relaxed stores. The caller ensures
+    /// that no reader uses the slot.
     fn fill(&self, content: &Self::Content);
 }
 
-/// Two slots, and the counters of the readers in them.
+/// A left-right pair: two slots, and counters of the readers that use them.
 pub(crate) struct LeftRight<S, const STRIPES: usize> {
     slots: [S; 2],
-    /// The slot that readers use.
+    /// The number, 0 or 1, of the slot that new readers use.
     active: AtomicUsize,
     /// The number, 0 or 1, of the counter at which readers arrive in each stripe.
     turn: AtomicUsize,
@@ -69,7 +69,7 @@ pub(crate) struct LeftRight<S, const STRIPES: usize> {
     writers: Lock,
 }
 
-/// The readers that have arrived and not departed, counted for each turn.
+/// The number of readers that have arrived and not departed, for each of the two turns.
 #[repr(align(64))]
 struct Stripe([AtomicUsize; 2]);
 
@@ -99,8 +99,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
         look(&self.slots[self.active.load(Ordering::Acquire)])
     }
 
-    /// Replaces the content that readers find. After the return, all reads that begin find
-    /// `content`, and no read of the old content is still running.
+    /// Replaces the content that readers find. When this call has returned, every read that begins
+    /// finds `content` or something newer, and no read of the old content is still running.
     pub(crate) fn publish(&self, content: &S::Content) {
         let _writing = self.writers.lock();
         let fresh = 1 - self.active.load(Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl Drop for Visit<'_> {
 /// A lock that lets one writer in at a time: 0 is free, 1 is held.
 struct Lock(AtomicUsize);
 
-/// The held lock. Dropping this value lets the next writer in.
+/// The lock while a writer holds it. Dropping this value lets the next writer in.
 struct Held<'a>(&'a AtomicUsize);
 
 impl Lock {

@@ -11,9 +11,9 @@ pub const MAX_RANGES: usize = 16;
 /// The default action: the verdict on reads and writes that no range covers (S3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DefaultAction {
-    /// `KVM_MSR_FILTER_DEFAULT_ALLOW`.
+    /// The filter allows the access: `KVM_MSR_FILTER_DEFAULT_ALLOW`.
     Allow,
-    /// `KVM_MSR_FILTER_DEFAULT_DENY`.
+    /// The filter denies the access: `KVM_MSR_FILTER_DEFAULT_DENY`.
     Deny,
 }
 
@@ -37,7 +37,7 @@ impl From<Verdict> for DefaultAction {
     }
 }
 
-/// A bitmap over consecutive MSRs, for one direction or for both.
+/// A range of a filter: consecutive MSRs with a bitmap, for reads, for writes or for both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     accesses: Accesses,

@@ -9,18 +9,19 @@ use crate::msr::MsrIndex;
 /// from the host than from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// An instruction or an MSR list of the guest.
+    /// The guest accesses the register, by an instruction or by an MSR list for a nested guest.
     Guest,
-    /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
+    /// The VMM accesses the register, by `KVM_GET_MSRS` or `KVM_SET_MSRS`.
     Host,
 }
 
-/// A fault of the register itself, not of the filter.
+/// A fault: the reason why the register itself, and not the filter, refuses an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegisterFault {
-    /// The register does not exist.
+    /// KVM does not know the register.
     Unknown,
-    /// The register does not accept the value, or this guest does not have the register.
+    /// KVM knows the register, but the register does not accept the written value, or this guest does
+    /// not have the register.
     Invalid,
 }
 
@@ -40,14 +41,14 @@ impl core::error::Error for RegisterFault {}
 /// The methods do not ask the filter: their caller does, where the filter applies. An access that
 /// faults must have no effect.
 pub trait Registers {
-    /// Reads the register.
+    /// Reads the register `index`.
     ///
     /// # Errors
     /// - [`RegisterFault::Unknown`]: the register does not exist.
     /// - [`RegisterFault::Invalid`]: `origin` cannot read the register.
     fn read(&mut self, index: MsrIndex, origin: Origin) -> Result<u64, RegisterFault>;
 
-    /// Writes `value` to the register.
+    /// Writes `value` to the register `index`.
     ///
     /// # Errors
     /// - [`RegisterFault::Unknown`]: the register does not exist.
@@ -58,15 +59,15 @@ pub trait Registers {
 /// One register of a [`RegisterMap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Register {
-    /// The value of the register.
+    /// The value that the register has now.
     pub value: u64,
-    /// The bits that a guest may change. A guest's write that changes another bit is
-    /// [`RegisterFault::Invalid`]. The host may write any value.
+    /// The bits of the register that a guest may change. A guest's write that changes another bit fails
+    /// with [`RegisterFault::Invalid`]. The host may write any value.
     pub writable: u64,
 }
 
 impl Register {
-    /// Creates a register that accepts any value.
+    /// Creates a register that has `value` at first and accepts a write of any value.
     #[must_use]
     pub const fn new(value: u64) -> Self {
         Self {
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_register_is_unknown_to_guest_and_host() {
+    fn access_to_missing_register_is_unknown_fault_for_guest_and_host() {
         let index = MsrIndex::new(0x11);
         let mut map = RegisterMap::default();
         for origin in [Origin::Guest, Origin::Host] {

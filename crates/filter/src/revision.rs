@@ -17,7 +17,8 @@ pub enum Revision {
 /// The steps of a set call that guests can see (S2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
-    /// Guests see the whole new filter at the end, or no change.
+    /// Guests see the old filter until the call has succeeded, and then the whole new filter. If the
+    /// call fails, they still see the old filter.
     Whole,
     /// Guests see the old filter disappear, and then the unfinished new filter after each added
     /// range.
@@ -45,7 +46,7 @@ pub(crate) enum Refused {
 }
 
 impl Revision {
-    /// Both revisions.
+    /// Both revisions: mainline and v6.
     pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
 
     /// Returns true if callers with 32-bit pointers can set a filter (S1.6).
@@ -97,7 +98,7 @@ impl Revision {
         }
     }
 
-    /// The number of `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    /// The number that the capability `KVM_CAP_X86_USER_SPACE_MSR` has in this revision (S1.1).
     pub(crate) const fn user_space_msr(self) -> u32 {
         match self {
             Self::Mainline => 188,
@@ -105,7 +106,7 @@ impl Revision {
         }
     }
 
-    /// The number of `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    /// The number that the capability `KVM_CAP_X86_MSR_FILTER` has in this revision (S1.2).
     pub(crate) const fn msr_filter(self) -> u32 {
         match self {
             Self::Mainline => 189,

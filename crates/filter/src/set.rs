@@ -46,20 +46,20 @@ pub struct SetCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetError {
-    /// v6 has no call for 32-bit callers (S1.6).
+    /// The caller is a 32-bit process, for which v6 has no such call (S1.6).
     NoSuchCall,
-    /// The struct at this address cannot be read (S2.1).
+    /// The kernel cannot read the caller's struct, which is at this address (S2.1).
     Unreadable(UserAddress),
-    /// The filter's flags, which this variant holds, have unknown bits (S2.2).
+    /// The filter has these flags, some bits of which are unknown (S2.2).
     UnknownFlags(u32),
     /// Each range is valid, but the ranges and the default action do not make a valid filter
     /// (S2.3).
     NoFilter(FilterError),
-    /// A range is invalid (S2.4). This is the first invalid one.
+    /// A range of the filter is invalid (S2.4). If several ranges are, the error describes the first.
     Range {
-        /// The range's position in the struct.
+        /// The position of the invalid range in the struct.
         slot: Slot,
-        /// The reason why the range is refused.
+        /// The reason why the kernel refuses the range.
         why: RangeError,
     },
 }
@@ -68,23 +68,24 @@ pub enum SetError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// The range's flags, which this variant holds, have unknown bits.
+    /// The range has these flags, some bits of which are unknown.
     UnknownFlags(u32),
-    /// The flags are 0: neither READ nor WRITE is set.
+    /// The range's flags are 0: neither READ nor WRITE is set.
     NoFlags,
     /// The range has more MSRs than a bitmap can have.
     Bitmap(BitmapError),
-    /// The bitmap, in whole words, cannot be read.
+    /// The kernel cannot read all bytes of the range's bitmap, which it reads in whole words of 8
+    /// bytes.
     Unreadable {
-        /// The address of the bitmap.
+        /// The address of the range's bitmap.
         bitmap: UserAddress,
-        /// The number of bytes that the kernel reads.
+        /// The number of bytes of the bitmap that the kernel tries to read.
         bytes: usize,
     },
 }
 
 impl SetError {
-    /// The `errno` that `ioctl(2)` sets for this error.
+    /// The error number with which the set call fails.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -179,7 +180,7 @@ impl SetCall {
         &self.published
     }
 
-    /// The result of the call.
+    /// The result of the set call.
     ///
     /// # Errors
     /// The first check of S2 that failed.
@@ -255,7 +256,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the filter as built so far, on v6 only.
+    /// Publishes the unfinished filter, with the ranges that were added so far. This is done on v6
+    /// only.
     fn step(&mut self) -> Result<(), SetError> {
         match self.revision.publication() {
             Publication::Whole => Ok(()),

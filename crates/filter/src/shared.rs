@@ -20,10 +20,10 @@ const STRIPES: usize = 16;
 /// The host's handling of MSRs that KVM does not know: the module parameter `ignore_msrs` (S10.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UnknownMsrs {
-    /// `ignore_msrs=0`: the access fails.
+    /// `ignore_msrs=0`: an access to an unknown MSR fails.
     #[default]
     Fail = 0,
-    /// `ignore_msrs=1`: reads return 0, writes are dropped.
+    /// `ignore_msrs=1`: a read of an unknown MSR returns 0, and a write to one has no effect.
     Ignore = 1,
 }
 
@@ -81,18 +81,19 @@ impl Shared {
         VcpuNumber(self.vcpus.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The number of vCPUs created so far.
+    /// The number of vCPUs that the VM has created so far.
     pub(crate) fn vcpus(&self) -> u32 {
         self.vcpus.load(Ordering::Relaxed)
     }
 
-    /// Replaces the filter. After the return every check that begins uses `filter`, and no check
-    /// still uses the old one.
+    /// Replaces the VM's filter. When this call has returned, every check that begins uses `filter`,
+    /// and no check still uses the old filter.
     pub(crate) fn publish(&self, filter: &Filter) {
         self.published.publish(filter.lookup());
     }
 
-    /// Returns the result of `look`, which gets the decisions of one filter.
+    /// Calls `look` with a function that decides accesses, all of them by the same filter of the VM.
+    /// Returns the result of `look`.
     #[inline]
     pub(crate) fn with_filter<T>(
         &self,
@@ -135,7 +136,7 @@ impl Shared {
         }
     }
 
-    /// Asks all vCPUs, including future ones, to handle `MSR_FILTER_CHANGED` before their next
+    /// Asks all vCPUs, including future ones, to handle `MSR_FILTER_CHANGED` before their next VM
     /// entry. A vCPU that sees the request also sees the filter that caused it.
     pub(crate) fn request_recompute(&self) {
         self.changes.fetch_add(1, Ordering::Release);

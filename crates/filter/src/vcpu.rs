@@ -18,19 +18,19 @@ pub(crate) mod run;
 /// The general registers that an MSR access reads or changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gprs {
-    /// RAX. Its lower 32 bits are the lower half of the value.
+    /// RAX. Its lower 32 bits are the lower half of the value that RDMSR reads or WRMSR writes.
     pub rax: u64,
-    /// RCX. Its lower 32 bits are the index of the MSR.
+    /// RCX. Its lower 32 bits are the index of the MSR to access.
     pub rcx: u64,
-    /// RDX. Its lower 32 bits are the upper half of the value.
+    /// RDX. Its lower 32 bits are the upper half of the value that RDMSR reads or WRMSR writes.
     pub rdx: u64,
     /// RIP: the address of the instruction to execute next.
     pub rip: u64,
 }
 
 impl Gprs {
-    /// The state after a reset, with the instruction pointer relative to the code segment (SDM
-    /// volume 3, "Processor State After Reset").
+    /// The registers after a reset of the processor, with the instruction pointer relative to the code
+    /// segment (SDM volume 3, "Processor State After Reset").
     pub const RESET: Self = Self {
         rax: 0,
         rcx: 0,
@@ -44,7 +44,7 @@ impl Gprs {
         MsrIndex::new(low(self.rcx))
     }
 
-    /// The value in EDX:EAX.
+    /// The 64-bit value that EDX and EAX hold together: EDX is its upper half.
     #[must_use]
     pub const fn value(&self) -> u64 {
         (low(self.rdx) as u64) << 32 | low(self.rax) as u64
@@ -73,7 +73,7 @@ const fn low(register: u64) -> u32 {
 /// The privilege level of the guest's code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Privilege {
-    /// CPL 0.
+    /// CPL 0: the guest's code may execute RDMSR and WRMSR.
     #[default]
     Kernel,
     /// CPL 1 to 3: RDMSR and WRMSR are #GP before the filter is asked (S4).
@@ -83,14 +83,14 @@ pub enum Privilege {
 /// The state of `KVM_GUESTDBG_SINGLESTEP`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SingleStep {
-    /// The guest continues after an instruction.
+    /// Single-step is off: the guest continues after an instruction.
     #[default]
     Off,
-    /// `KVM_RUN` returns after each instruction.
+    /// Single-step is on: `KVM_RUN` returns after each instruction of the guest.
     On,
 }
 
-/// An exception that the next entry delivers.
+/// An exception that the next VM entry delivers to the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Queued {
     #[default]
@@ -105,8 +105,8 @@ struct Pending {
     reply: Reply,
 }
 
-/// The state of a vCPU that is to continue on another host, without its MSRs: [`Vcpu::host_read`]
-/// reads these.
+/// The state of a vCPU that is to continue on another host, without the values of its MSRs:
+/// [`Vcpu::host_read`] reads those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedVcpu {
     gprs: Gprs,
@@ -141,7 +141,7 @@ pub struct Vcpu<R> {
     pending: Option<Pending>,
     queued: Queued,
     intercepts: Intercepts,
-    /// The requests that the vCPU has handled so far.
+    /// The number of `MSR_FILTER_CHANGED` requests that the vCPU has handled so far.
     seen: Changes,
 }
 
@@ -244,7 +244,7 @@ impl<R: Registers> Vcpu<R> {
         self.queued = Queued::Nothing;
     }
 
-    /// Returns the state with which another vCPU can continue.
+    /// Returns the state of this vCPU, with which another vCPU can continue.
     ///
     /// # Errors
     /// [`ExitPending`] if an exit is pending (S5.6).

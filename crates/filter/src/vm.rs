@@ -74,8 +74,8 @@ impl fmt::Display for ForeignFilter {
 impl core::error::Error for ForeignFilter {}
 
 impl Vm {
-    /// Creates a VM without a filter, in which no access exits. It takes 174 KiB (see
-    /// `publish.rs`).
+    /// Creates a VM without a filter, in which no access exits to user space. The VM takes 174 KiB of
+    /// memory (see `publish.rs`).
     #[must_use]
     pub fn new(revision: Revision) -> Self {
         Self {
@@ -119,8 +119,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Sets the reason mask: from the next access on, accesses that fail for one of these reasons
-    /// exit.
+    /// Sets the VM's reason mask: from the next access on, an access that fails for one of these
+    /// reasons exits to user space.
     ///
     /// A VMM should include `Filter` in the mask before it sets a filter, and keep it there until
     /// the filter is gone. Without `Filter` in the mask, a refused access is #GP (S7).
@@ -128,7 +128,7 @@ impl Vm {
         self.shared.set_reasons(mask);
     }
 
-    /// Sets the host's `ignore_msrs` parameter, as an administrator does (S10.1).
+    /// Sets the parameter `ignore_msrs` of the host's KVM, as an administrator does (S10.1).
     pub fn set_unknown_msrs(&self, unknown: UnknownMsrs) {
         self.shared.set_unknown_msrs(unknown);
     }
@@ -136,10 +136,10 @@ impl Vm {
     /// Handles `KVM_X86_SET_MSR_FILTER` for a caller of this width, whose struct is at `argument`
     /// (S2).
     ///
-    /// After the return every check that begins uses the new filter, and no check still uses the
-    /// old one. On mainline a failed call changes nothing. On v6 a failed call leaves the filter as
-    /// built up to the failure (S2.7). The call allocates, and waits for other setters and for
-    /// readers.
+    /// When the call has returned, every check that begins uses the new filter, and no check still uses
+    /// the old filter. On mainline a failed call leaves the old filter in force. On v6 a failed call
+    /// leaves the unfinished filter, as built up to the failure (S2.7). The call allocates, and waits
+    /// for other calls that set a filter and for vCPUs that read the old one.
     ///
     /// # Errors
     /// The first check of S2 that fails, with its errno.

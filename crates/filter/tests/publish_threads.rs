@@ -73,7 +73,7 @@ fn s7_decision_uses_one_filter_while_filters_are_replaced() {
 /// A check that begins after a set call has returned uses the filter of that call or of a later call.
 /// The number of the range that decides shows which filter a vCPU used.
 #[test]
-fn s7_check_after_set_uses_new_filter() {
+fn s7_check_that_begins_after_set_uses_new_filter() {
     let filters: Vec<_> = (0..MAX_RANGES)
         .map(|place| window(BASE, Verdict::Deny, place))
         .collect();

@@ -53,7 +53,7 @@ fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
 /// Both the old and the new filter deny the MSR. In between v6 allows everything, twice: after the
 /// old ranges are gone, and after the new default is set but before any range is.
 #[test]
-fn s7_v6_allows_everything_between_clear_and_add() {
+fn s7_v6_set_allows_everything_after_clearing_and_before_adding_ranges() {
     let denies =
         |revision| Filter::new(revision, DefaultAction::Deny, vec![one(FIRST, Deny)]).unwrap();
     let seen = during_a_set(&denies(Revision::V6), FIRST);

@@ -42,7 +42,7 @@ impl GuestVm {
         })
     }
 
-    /// The VM.
+    /// The VM in which the guest runs.
     #[must_use]
     pub const fn vm(&self) -> &Arc<VmFd> {
         self.guest.vm()
@@ -53,7 +53,7 @@ impl GuestVm {
         self.guest.vcpu_mut()
     }
 
-    /// The CPUID of the vCPU.
+    /// The CPUID that the vCPU has.
     #[must_use]
     pub const fn cpuid(&self) -> &CpuId {
         &self.cpuid

@@ -5,7 +5,7 @@ use std::io;
 
 use msrgate_filter::Errno;
 
-/// The error number of a failed call.
+/// The error number with which a system call failed.
 ///
 /// The number is part of KVM's behaviour: chapter S2 of `docs/kvm-semantics.md` says which malformed filter
 /// gets which error number.
@@ -24,7 +24,7 @@ pub struct RawErrno(i32);
 const KNOWN: [Errno; 4] = [Errno::Eintr, Errno::Efault, Errno::Einval, Errno::Enotty];
 
 impl CallErrno {
-    /// The raw number.
+    /// The error number as the kernel returned it.
     #[must_use]
     pub const fn number(self) -> RawErrno {
         match self {
@@ -75,13 +75,13 @@ impl fmt::Display for CallErrno {
 impl std::error::Error for CallErrno {}
 
 impl RawErrno {
-    /// Wraps a raw error number.
+    /// Creates the error number with this value.
     #[must_use]
     pub const fn new(number: i32) -> Self {
         Self(number)
     }
 
-    /// The raw number.
+    /// The error number as an integer.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0

@@ -10,22 +10,22 @@ use msrgate_filter::{ExitReason, ReasonMask, Revision};
 pub struct RawReasons(u64);
 
 impl RawReasons {
-    /// The empty mask: no access exits, and every denied access is a #GP.
+    /// The empty mask: no access exits to user space, and every denied access is a #GP.
     pub const NONE: Self = Self(0);
 
-    /// Wraps raw bits.
+    /// Creates the mask with these bits.
     #[must_use]
     pub const fn new(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// The raw bits.
+    /// The bits of the mask.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// Returns the bits that are set in either mask.
+    /// Returns the mask with the exit reasons of both masks.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -49,13 +49,13 @@ impl fmt::Display for RawReasons {
 pub struct RawReason(u32);
 
 impl RawReason {
-    /// Wraps raw bits.
+    /// Creates the exit reason with these bits.
     #[must_use]
     pub const fn new(bits: u32) -> Self {
         Self(bits)
     }
 
-    /// The raw bits.
+    /// The bits of the exit reason.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -71,7 +71,8 @@ impl RawReason {
     /// Returns the reason that these bits mean on mainline; `None` for an unknown bit, several bits or 0.
     #[must_use]
     pub const fn known(self) -> Option<ExitReason> {
-        // Every exit calls this, so the bits are repeated here for speed; a test compares them.
+        // This function runs at every exit. For speed the bits are repeated here; a test compares them
+        // with those of `msrgate-filter`.
         match self.0 {
             1 => Some(ExitReason::Invalid),
             2 => Some(ExitReason::Unknown),
@@ -81,7 +82,7 @@ impl RawReason {
     }
 }
 
-/// Converts to mainline's bit for the reason.
+/// Converts an exit reason to the bit that stands for it on mainline.
 impl From<ExitReason> for RawReason {
     fn from(reason: ExitReason) -> Self {
         Self::of(Revision::Mainline, reason)
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn s1_4_only_a_single_defined_bit_is_a_known_reason() {
+    fn s1_4_raw_reason_is_known_only_if_it_is_one_defined_bit() {
         for (bits, reason) in [
             (1, ExitReason::Invalid),
             (2, ExitReason::Unknown),

@@ -115,10 +115,10 @@ use shared::{Control, Past, Shared};
 use thread::OwnThread;
 use vm::{KvmVm, VmPort};
 
-/// A policy in force in one VM.
+/// A gate: it enforces a compiled policy in one VM.
 ///
-/// Any thread may use it. When a gate is dropped, the kernel keeps the filter, and a vCPU that needs
-/// another filter gets [`AnswerError::Gone`]: keep the gate as long as the VM.
+/// Any thread may use a gate. When a gate is dropped, the kernel keeps the filter, and a vCPU that
+/// needs another filter gets [`AnswerError::Gone`]: keep the gate as long as the VM.
 ///
 /// The calls, in order: [`Self::new`]; [`Self::install`] before any vCPU of the VM runs; [`Self::vcpu`]
 /// for each vCPU, before that vCPU runs; then [`Self::replace`] at any time. KVM accepts calls on a
@@ -140,7 +140,7 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// Makes a gate for one VM of this host. No VM is changed until [`Self::install`].
+    /// Makes a gate for one VM of this host. The gate changes nothing in a VM until [`Self::install`].
     ///
     /// # Errors
     /// - [`GateError::Reasons`], [`GateError::IgnoreMsrs`] or [`GateError::IgnoreMsrsNotSeen`]: this
@@ -149,8 +149,8 @@ impl Gate {
     ///   was not given.
     /// - [`GateError::NoHandler`]: the program names a `handler`; [`Self::with_options`] takes the
     ///   names of the VMM's handlers.
-    /// - [`GateError::Responder`]: the program cannot be carried out, for instance because it has too
-    ///   many emulated registers.
+    /// - [`GateError::Responder`]: no responder can answer for the program, for instance because it has
+    ///   too many emulated registers.
     /// - [`GateError::Pack`]: the accesses that the program logs or audits do not fit a filter.
     pub fn new(program: Program, host: &HostCaps) -> Result<Self, GateError> {
         Self::with_options(program, host, GateOptions::default())
@@ -160,7 +160,7 @@ impl Gate {
     /// the contents of events.
     ///
     /// # Errors
-    /// Those of [`Self::new`], and [`GateError::Queue`] if the event queue is longer than
+    /// The errors of [`Self::new`], and [`GateError::Queue`] if the event queue is to be longer than
     /// [`events::EventOptions::LONGEST_QUEUE`].
     pub fn with_options(
         program: Program,
@@ -205,16 +205,16 @@ impl Gate {
     /// [`Self::vcpu`] has chosen the variant. `vm` is the VM's file descriptor, which the gate
     /// duplicates.
     ///
-    /// KVM has no call that tells whether a vCPU has run already. A filter does not undo what the guest
-    /// did before `install`.
+    /// KVM has no call that tells if a vCPU has run already. A filter does not undo what the guest did
+    /// before `install`.
     ///
-    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither. A
-    /// VM has one of each, and no call reads them back. If the VMM answered MSR exits itself before, such
-    /// as those for MSRs that KVM does not know, its policy has to do so now: by `unknown`, or by a
-    /// `handler` for each MSR. If the VMM sets a filter, the gate reports it, by
-    /// [`AnswerError::OtherFilter`], only where that filter refuses an access that the program allows. If
-    /// the VMM sets a mask, the gate cannot detect it: with fewer reasons, accesses that the gate would
-    /// answer become a #GP.
+    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither.
+    /// A VM has only one filter and one mask, and no call reads them back. If the VMM itself answered
+    /// MSR exits before, such as those for MSRs that KVM does not know, the policy has to answer them
+    /// now: by the setting `unknown`, or by a `handler` for each MSR. If the VMM sets a filter
+    /// nevertheless, the gate reports that, by [`AnswerError::OtherFilter`], only where the VMM's
+    /// filter refuses an access that the program allows. If the VMM sets a mask, the gate cannot detect
+    /// that: if the mask has fewer reasons, accesses that the gate would answer become a #GP.
     ///
     /// # Errors
     /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
@@ -222,9 +222,10 @@ impl Gate {
     /// - [`GateError::InstalledTwice`]: the gate is in a VM already.
     /// - [`GateError::OtherGate`]: another gate of this process, or one of its [`VcpuGate`]s, is in the
     ///   VM. Linux before 6.10 cannot detect this.
-    /// - [`GateError::NoSharedRegisters`]: events are to hold RIP, and KVM does not share registers.
-    /// - [`GateError::Pack`]: the first filter does not fit.
-    /// - [`GateError::Io`]: the process has no file descriptor or no thread left.
+    /// - [`GateError::NoSharedRegisters`]: events are to hold RIP, but this KVM cannot copy registers
+    ///   into `kvm_run`.
+    /// - [`GateError::Pack`]: no filter of KVM can express the gate's first filter.
+    /// - [`GateError::Io`]: the process can get no more file descriptors or threads.
     pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
         if self.shared.lock().vm.is_some() {
             return Err(GateError::InstalledTwice);
@@ -246,20 +247,22 @@ impl Gate {
         Ok(())
     }
 
-    /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call it once the gate is
+    /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call this function after the
+    /// gate is
     /// [installed](Self::install) and before the vCPU runs. `cpuid` is the CPUID that `KVM_SET_CPUID2`
     /// gets. The CPUID of the first vCPU chooses the variant of the program; every other vCPU must be
     /// of the same processor. A vCPU that is added again, as in hot-plug, must have the same CPUID as
     /// before, and its old [`VcpuGate`] must have been dropped.
     ///
     /// # Errors
-    /// After an error the call has chosen no variant, the filter is as it was, and `vcpu` may be called
-    /// again.
+    /// After an error the call has chosen no variant, the kernel's filter is unchanged, and `vcpu` may
+    /// be called again.
     ///
     /// - [`GateError::NotInstalled`]: the gate is in no VM.
     /// - [`GateError::VcpuTwice`]: the vCPU still has its old [`VcpuGate`].
     /// - [`GateError::NoCpuid`], [`GateError::OtherCpu`] or [`GateError::CpuidChanged`]: the CPUID
-    ///   lacks leaf 0 or 1, is of another processor, or has changed.
+    ///   lacks leaf 0 or 1, describes another processor than that of the first vCPU, or differs from the
+    ///   CPUID that the same vCPU had before.
     /// - [`GateError::Responder`]: the program has no variant for this processor.
     /// - [`GateError::Pack`], [`GateError::Install`] or [`GateError::Io`]: the filter of the chosen
     ///   variant cannot be installed.
@@ -271,13 +274,13 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. This needs a program that is
-    /// the same for all processors and that forwards no access to KVM's registers: such a program does not
-    /// depend on the CPUID. Add all vCPUs of a VM in this way, or none.
+    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must be the
+    /// same for all processors and must forward no access to KVM's registers: such a program does not
+    /// depend on the CPUID. Add either all vCPUs of a VM by this function, or none of them.
     ///
     /// # Errors
-    /// The errors are those of [`Self::vcpu`], and [`GateError::NoCpuid`] if the program differs by
-    /// processor, or has an action such as `mask` that needs the CPUID to know which registers there are.
+    /// The errors of [`Self::vcpu`], and [`GateError::NoCpuid`] if the program differs by processor, or
+    /// has an action such as `mask`, for which the gate needs the CPUID to know the vCPU's registers.
     pub fn vcpu_of_any_cpuid(&self, id: impl Into<VcpuId>) -> Result<VcpuGate, GateError> {
         let program = self.program();
         if depends_on_cpuid(&program) {
@@ -302,8 +305,8 @@ impl Gate {
         Ok(VcpuGate::new(program, own))
     }
 
-    /// Chooses the program's variant by the CPUID of the first vCPU. For a later vCPU, checks that it has
-    /// the processor of the first one.
+    /// Chooses the program's variant by the CPUID of the VM's first vCPU. For a later vCPU, checks that
+    /// its CPUID describes the same processor as that of the first vCPU.
     fn choose(
         &self,
         control: &mut Control,
@@ -330,23 +333,24 @@ impl Gate {
         Ok(())
     }
 
-    /// Puts another program in force while vCPUs run. Each access is handled entirely by the old
-    /// program or entirely by the new one. Registers, pins and devices that exist in both programs keep
-    /// their state. When this returns, the new program is in force for every vCPU. A register of KVM's
-    /// in which a device shows a value, such as the microcode revision, shows the new program's value
-    /// from the next [`VcpuGate::reset`] on.
+    /// Replaces the program by another one while vCPUs run. Each access is handled entirely by the old
+    /// program or entirely by the new one. Emulated registers, pins and devices that exist in both
+    /// programs keep their state. When this call returns, the new program is in force for every vCPU.
+    /// Some devices show a value, such as the microcode revision, in a register that KVM keeps: that
+    /// register gets the new program's value at the next [`VcpuGate::reset`].
     ///
     /// # Errors
     /// - [`GateError::NotInstalled`]: the gate is in no VM.
     /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
-    /// - [`GateError::Io`]: the process has no thread left.
-    /// - Those of [`Self::new`], for this program.
+    /// - [`GateError::Io`]: the process can get no more threads.
+    /// - The errors that [`Self::new`] returns for the new program.
     ///
-    /// After an error the old program is in force, with its filter and its mask. If the kernel has refused
-    /// the filter, a vCPU may have answered exits by the new program in the meantime. Registers, pins and
-    /// devices that exist in both programs keep the changes of that time. Those that only the old program
-    /// has are as they were before the call, except that a [`VcpuGate::reset`] or a
-    /// [`VcpuGate::msr_set_by_host`] in the meantime has had its effect on them.
+    /// After an error the old program is in force, with its filter and its mask. If the kernel has
+    /// refused the filter, a vCPU may have answered exits by the new program in the meantime. Emulated
+    /// registers, pins and devices that exist in both programs keep the changes of that time.
+    /// Registers, pins and devices that only the old program has are as they were before the call,
+    /// except that a [`VcpuGate::reset`] or a [`VcpuGate::msr_set_by_host`] in the meantime has had its
+    /// effect on them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -374,9 +378,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Combines the program's filter and mask with those that the VMM itself sets. A library that gives a
-    /// VMM a gate without its knowledge calls this. From then on the gate lets an access through only if the
-    /// policy and the VMM's filter both allow it.
+    /// Combines the program's filter and mask with those that the VMM itself sets. This function is for
+    /// a library that gives a VMM a gate without the VMM's knowledge. From then on the gate lets an
+    /// access through only if the policy and the VMM's filter both allow it.
     ///
     /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
     /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
@@ -413,35 +417,37 @@ impl Gate {
         Ok(control.vm()?.replace(&filter, reasons)?)
     }
 
-    /// The program in force; before [`Self::install`], the program that `install` will put in force.
+    /// The program that the gate enforces; before [`Self::install`], the program that it will enforce.
     #[must_use]
     pub fn program(&self) -> Arc<Program> {
         Arc::clone(self.shared.current.get().thing.program())
     }
 
-    /// The reader of the VM's events. A VMM may ask for it at any time. Until then the queue of each
-    /// vCPU keeps the events that fit, and counts the others.
+    /// Returns the reader of the VM's events. A VMM may ask for the reader at any time. Until then the
+    /// queue of each vCPU keeps the events for which it has room, and counts the lost ones.
     ///
     /// # Errors
-    /// [`GateError::EventsTaken`] if a reader exists: two readers would each get a part of the events.
-    /// Once the reader is dropped, this may be called again.
+    /// [`GateError::EventsTaken`] if a reader exists already: two readers would each get only a part of
+    /// the events. Once the reader is dropped, this function may be called again.
     pub fn events(&self) -> Result<Events, GateError> {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// The first accesses under the program in force, sorted by MSR. With `log = "first"` the list has all
-    /// accesses that came to the gate, except those that ended the VM. With `mode = "audit"` it has the
-    /// accesses that the program would refuse. With other levels of `log` it is empty.
+    /// Returns the first accesses under the program in force, sorted by MSR. With `log = "first"` the
+    /// list has all accesses that came to the gate, except those that ended the VM. With `mode =
+    /// "audit"` the list has the accesses that the program would refuse. With other levels of `log` the
+    /// list is empty.
     ///
-    /// Learn a policy from this list once the guest has done its work. A first access becomes an event only
-    /// once, so a lost event is not repeated. If the access is allowed, it bypasses the gate from then on.
-    /// It stays in this list even if its event was lost.
+    /// A policy can be learned from this list once the guest has done its work. A first access becomes
+    /// an event only once, so a lost event is not repeated. If the access is allowed, later accesses of
+    /// the same kind bypass the gate. The first access stays in this list even if its event was lost.
     ///
-    /// The list has 8,192 slots, and each access can be in 64 of them. An access without a free slot is
-    /// missing here, and becomes an event each time. That happens after some five thousand accesses spread
-    /// over the MSR space, or earlier if the guest chooses MSRs that share slots. Another program, put in
-    /// force by [`Self::replace`] or by the choice of a variant, starts with an empty list. This call waits
-    /// for a replacement that is under way.
+    /// The list has 8,192 slots, and each kind of access can be in any of 64 of them. An access for
+    /// which none of these slots is free is missing from the list, and becomes an event each time.
+    /// Slots run out after some five thousand accesses spread over the MSR space, or earlier if the
+    /// guest chooses MSRs that share slots. The list is emptied when [`Self::replace`] or the choice of
+    /// a variant puts another program in force. This call waits for a call of `replace` that is under
+    /// way.
     #[must_use]
     pub fn first_accesses(&self) -> Vec<FirstAccess> {
         let _control = self.shared.lock();
@@ -449,24 +455,24 @@ impl Gate {
         self.shared.seen.under(program)
     }
 
-    /// The number of accesses that came to the gate, by MSR, direction and disposition.
+    /// Returns the number of accesses that came to the gate, by MSR, direction and disposition.
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.shared.logs.counted()
     }
 
     /// Returns the MSRs of `listed` that a VMM has to save and restore for the guest under this
-    /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call it while no vCPU runs: a
-    /// replacement or a restore makes the list longer.
+    /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call this function while no vCPU
+    /// runs: a call of [`Self::replace`] or [`VcpuGate::restore`] makes the returned list longer.
     ///
     /// A filter removes few MSRs from the list. Even if the guest may not write a register by WRMSR, the
     /// register may change: by an instruction such as SWAPGS, with time, or by the VMM itself (S10.5). The
     /// list leaves out the registers of KVM's own interface that the guest can neither read nor write, and
-    /// never could. It leaves out no register before [`Self::install`], before the first [`Self::vcpu`] has
-    /// chosen a variant, after a [`Self::replace`], or after a [`VcpuGate::restore`]: KVM may then hold a
-    /// setting that another program let the guest turn on. Use the whole of `listed` for a VM that ran
-    /// before this gate was installed, and for one into which the VMM wrote a snapshot of another VM by
-    /// `KVM_SET_MSRS`.
+    /// never could. The list leaves out no register before [`Self::install`], before the first
+    /// [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or after a
+    /// [`VcpuGate::restore`]: KVM may then hold a setting that another program let the guest turn on.
+    /// Use the whole of `listed` for a VM that ran before this gate was installed, and for a VM into
+    /// which the VMM wrote a snapshot of another VM by `KVM_SET_MSRS`.
     ///
     /// The state that the gate itself holds is in [`VcpuGate::save`]. If `listed` lacks a register that
     /// the policy lets the guest write, `msrgate check --host` warns of it.
@@ -484,9 +490,9 @@ impl Gate {
     /// guest cannot write the register under this program, and neither an instruction nor time changes the
     /// register. The gate knows this of only some registers (S10.5).
     ///
-    /// The list is no shorter than [`Self::migration_list`] in three cases: if a guest may run guests; under
-    /// a program with a `handler` or a `device`, which may set any register; and if [`Self::migration_list`]
-    /// itself leaves out no register.
+    /// The list is no shorter than [`Self::migration_list`] in three cases: if the guest may run nested
+    /// guests; under a program with a `handler` or a `device`, which may set any register; and if
+    /// [`Self::migration_list`] itself leaves out no register.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, nests, index| {
@@ -497,9 +503,10 @@ impl Gate {
         })
     }
 
-    /// Returns `listed` without the MSRs for which `is_left_out` is true. `is_left_out` gets the responder
-    /// in force, and `true` if a guest may run guests. Returns all of `listed` if KVM may hold a value that
-    /// a guest wrote under another program than the one in force.
+    /// Returns `listed` without the MSRs for which `is_left_out` returns true. The arguments of
+    /// `is_left_out` are the responder in force, `true` if a guest may run nested guests, and the MSR.
+    /// Returns all of `listed` if KVM may hold a value that a guest wrote under another program than
+    /// the one in force.
     fn listed(
         &self,
         listed: &[MsrIndex],
@@ -514,8 +521,9 @@ impl Gate {
         listed.iter().filter(is_kept).copied().collect()
     }
 
-    /// Starts the publisher, the thread that opens the filter for first accesses, if the program needs it
-    /// and it is not running. If the VMM's own threads publish, the gate has no publisher.
+    /// Starts the publisher, which is the thread that opens the filter for first accesses, if the
+    /// program needs this thread and the thread is not running. If the VMM's own threads publish, the gate has
+    /// no publisher.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
         if self.shared.options.publish_by.is_some() || !responder.is_traced() {
             return Ok(());

@@ -14,17 +14,17 @@ use crate::errno::CallErrno;
 /// A capability of KVM that this project needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    /// `KVM_CAP_X86_USER_SPACE_MSR`: refused accesses can exit to user space (S1.1).
     UserSpaceMsr,
-    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    /// `KVM_CAP_X86_MSR_FILTER`: a VM can have an MSR filter (S1.2).
     MsrFilter,
 }
 
 impl Requirement {
-    /// Both capabilities.
+    /// Both capabilities that this project needs.
     pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
 
-    /// The number that the capability has in mainline Linux.
+    /// The number `KVM_CAP_*` that this capability has in mainline Linux.
     #[must_use]
     pub const fn capability(self) -> Capability {
         match self {
@@ -73,24 +73,24 @@ impl fmt::Display for Requirement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HostError {
-    /// The device file does not exist.
+    /// The device file of KVM, such as `/dev/kvm`, does not exist.
     Absent {
-        /// The path that was opened.
+        /// The path that was opened as the device file.
         device: PathBuf,
     },
-    /// The device file exists, but no driver is behind it (ENODEV or ENXIO).
+    /// The device file exists, but the kernel has no driver for it (ENODEV or ENXIO).
     NoDriver {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
     /// This process has no permission to open the device file.
     NotPermitted {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
-    /// The file that was opened as device is not KVM's.
+    /// The file that was opened as the device file is not KVM's.
     NotKvm {
-        /// The file.
+        /// The path of that file.
         device: PathBuf,
     },
     /// `KVM_GET_API_VERSION` did not return 12, which every kernel since 2007 returns.
@@ -98,29 +98,29 @@ pub enum HostError {
         /// The version that the kernel returned.
         version: i32,
     },
-    /// A capability is missing: the kernel is too old.
+    /// This KVM lacks a capability that msrgate needs: the kernel is too old.
     TooOld {
         /// The first capability that was found missing.
         missing: Requirement,
     },
     /// Another hypervisor uses the CPU's virtualisation extensions (EBUSY).
     Busy {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
     /// The device file could not be opened, for a reason that no other variant names.
     Open {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
-        /// The operating system's message.
+        /// The operating system's message for the failed open.
         reason: String,
     },
-    /// `KVM_CREATE_VM` failed.
+    /// KVM refused to create a VM: `KVM_CREATE_VM` failed.
     CreateVm {
         /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,
     },
-    /// The CPUID or the MSRs that KVM supports for guests could not be read: a call for that failed.
+    /// A call that lists the CPUID leaves or the MSRs that KVM supports for guests failed.
     Lists {
         /// The error number of the call that failed.
         errno: CallErrno,
@@ -169,7 +169,7 @@ fn name(path: &Path) -> String {
 impl Error for HostError {}
 
 impl HostError {
-    /// Advice for the owner of the host, in whole sentences.
+    /// Returns advice for the owner of the host against this error, in whole sentences.
     #[must_use]
     pub const fn advice(&self) -> &'static str {
         match self {
@@ -221,8 +221,8 @@ impl HostError {
         match errno.number().get() {
             libc::EBUSY => Self::Busy { device },
             libc::ENODEV => Self::NoDriver { device },
-            // EPERM and EACCES belong here, too. The process was able to open the device, so the advice
-            // about permissions to open it would not help.
+            // EPERM and EACCES of `KVM_CREATE_VM` also become this error: the process was able to open
+            // the device file, so advice about permissions to open that file would not help.
             _ => Self::CreateVm { errno },
         }
     }
@@ -234,7 +234,7 @@ mod tests {
     use crate::errno::RawErrno;
 
     #[test]
-    fn open_and_create_errors_map_to_distinct_variants() {
+    fn errnos_of_open_and_create_vm_map_to_distinct_host_errors() {
         let device = Path::new("/dev/kvm");
         let open = |number| HostError::from_open(device, &io::Error::from_raw_os_error(number));
         assert!(matches!(open(libc::ENOENT), HostError::Absent { .. }));
@@ -245,7 +245,8 @@ mod tests {
         let create = |number| HostError::from_create(device, RawErrno::new(number).into());
         assert!(matches!(create(libc::EBUSY), HostError::Busy { .. }));
         assert!(matches!(create(libc::ENOMEM), HostError::CreateVm { .. }));
-        // A seccomp filter can answer EPERM, for example. Advice to join the group kvm would not help.
+        // A seccomp filter, for example, can make `KVM_CREATE_VM` fail with EPERM. Advice to join the
+        // group kvm would not help then.
         let refused = create(libc::EPERM);
         assert!(matches!(refused, HostError::CreateVm { .. }));
         assert!(refused.advice().contains("seccomp"));

@@ -12,11 +12,11 @@ use crate::exit::RawReasons;
 use crate::sys::calls;
 use crate::sys::raw::{RawFilter, set_filter, set_filter_raw};
 
-/// A VM with an installed filter. No ioctl reads the filter or the mask of exit reasons back, so this value
-/// remembers the mask. It keeps a duplicate of the VM's file descriptor, so its calls always reach the same
-/// VM.
+/// A VM in which [`install`] has installed a filter. No ioctl reads the filter or the mask of exit
+/// reasons back, so this value remembers the mask. The value keeps a duplicate of the VM's file
+/// descriptor, so its calls always reach the same VM.
 #[derive(Debug)]
-#[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
+#[must_use = "the filter stays in the VM, but only this value knows the mask of exit reasons"]
 pub struct Installed {
     vm: OwnedFd,
     mask: Mask,
@@ -39,7 +39,7 @@ pub enum InstallError {
         /// The error number that the kernel returned.
         errno: CallErrno,
     },
-    /// The VM's file descriptor could not be duplicated. Nothing was set.
+    /// The VM's file descriptor could not be duplicated. The VM's filter and mask are unchanged.
     Duplicate(CallErrno),
     /// The kernel refused `KVM_X86_SET_MSR_FILTER`. The VM keeps the filter that it had (S2.7).
     Filter(CallErrno),
@@ -65,19 +65,21 @@ impl fmt::Display for InstallError {
 
 impl Error for InstallError {}
 
-/// Installs `filter` in a VM, with exits for exactly the reasons in `reasons`. The mask is set before the
-/// filter, so the first denied access is already an exit (S7).
+/// Installs `filter` in a VM, and makes accesses exit to user space for exactly the reasons in
+/// `reasons`. The mask of reasons is set before the filter, so the first denied access is already an
+/// exit (S7).
 ///
-/// Call this before any vCPU of the VM runs: no call can detect that a vCPU has run, and a filter undoes
-/// nothing of what the guest did before.
+/// Call this function before any vCPU of the VM runs: no call can detect that a vCPU has run, and a
+/// filter does not undo what the guest did before.
 ///
 /// A filter and a mask that the VM has already are replaced. If you have the VM's [`Installed`], call
 /// [`Installed::replace`] instead: its order of calls keeps denied accesses from becoming unexpected #GPs.
 ///
 /// # Errors
-/// - [`InstallError::Revision`]: the filter was made for another version of KVM than mainline Linux. Nothing
-///   was set.
-/// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. Nothing was set.
+/// - [`InstallError::Revision`]: the filter was made for another version of KVM than mainline Linux.
+///   The VM's filter and mask are unchanged.
+/// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. The VM's filter and
+///   mask are unchanged.
 /// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A
 ///   VM that was new has no filter then.
 pub fn install(
@@ -107,12 +109,12 @@ impl Installed {
         self.mask.replace(&self.vm, filter, reasons)
     }
 
-    /// Removes the filter, and after it the mask of exit reasons (S7).
+    /// Removes the VM's filter, and then clears the mask of exit reasons (S7).
     ///
     /// # Errors
     /// - [`InstallError::Filter`]: the kernel refused to remove the filter; filter and mask still hold.
     /// - [`InstallError::Reasons`]: the filter is removed, but the kernel refused to clear the mask;
-    ///   [`Self::reasons`] still returns it.
+    ///   [`Self::reasons`] still returns the mask.
     pub fn remove(&mut self) -> Result<(), InstallError> {
         set_filter_raw(&self.vm, &RawFilter::default()).map_err(InstallError::Filter)?;
         self.mask.ask_for(&self.vm, RawReasons::NONE)
@@ -126,8 +128,8 @@ impl Installed {
 }
 
 impl Mask {
-    /// Returns the value for a VM whose mask other code may have set. The first filter sets the mask in any
-    /// case, because this value equals no mask.
+    /// Returns the value that stands for the mask of a VM in which other code may have set one. This
+    /// value equals no mask, so the installation of the first filter always sets the mask.
     pub(crate) const fn unknown() -> Self {
         Self(None)
     }
@@ -177,16 +179,16 @@ impl Mask {
 
 /// A VM, real or in a test, whose filter and mask of exit reasons can be set.
 pub(crate) trait Filtered {
-    /// Enables exits for these reasons (S1.9).
+    /// Sets the VM's mask of exit reasons (S1.9).
     ///
     /// # Errors
-    /// Returns the kernel's error number; the mask is unchanged.
+    /// Returns the kernel's error number; the VM's mask is then unchanged.
     fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno>;
 
-    /// Sets a filter.
+    /// Sets the VM's filter.
     ///
     /// # Errors
-    /// Returns the kernel's error number; the filter is unchanged (S2.7).
+    /// Returns the kernel's error number; the VM's filter is then unchanged (S2.7).
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno>;
 }
 
@@ -288,14 +290,14 @@ mod tests {
     const FILTER: &[ExitReason] = &[ExitReason::Filter];
 
     #[test]
-    fn s7_replace_sets_union_of_masks_before_new_filter() {
+    fn s7_replace_of_filter_first_sets_union_of_old_and_new_reason_masks() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[]);
         assert_eq!((seen, given), (Ok(()), (vec![6, 4], 1)));
         assert_eq!(reasons, RawReasons::new(4));
     }
 
     #[test]
-    fn replace_with_refused_filter_restores_mask() {
+    fn replace_of_filter_that_kernel_refuses_restores_reason_mask() {
         let refused = Err(InstallError::Filter(REFUSED));
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![6, 2], 0)));
@@ -310,10 +312,10 @@ mod tests {
         assert_eq!(reasons, RawReasons::new(6));
     }
 
-    /// The first `replace` sets the mask even if it is empty, because the VMM may have enabled exits
-    /// before.
+    /// The first `replace` in a VM sets the mask of exit reasons even if it is to be empty, because the
+    /// VMM may have set another mask before.
     #[test]
-    fn first_replace_sets_mask_even_if_empty() {
+    fn first_replace_of_filter_sets_reason_mask_even_if_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
         let mut mask = Mask::unknown();
         mask.replace(&vm, &filter(), none).unwrap();
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn replace_with_refused_mask_sets_no_filter() {
+    fn replace_with_reason_mask_that_kernel_refuses_sets_no_filter() {
         let refused = InstallError::Reasons {
             mask: RawReasons::new(6),
             errno: REFUSED,
@@ -336,7 +338,7 @@ mod tests {
     /// If the mask cannot be reduced at the end, `replace` succeeds: the new filter is in force, and an
     /// error would make the gate use the old program with the new filter.
     #[test]
-    fn replace_succeeds_if_mask_cannot_be_reduced() {
+    fn replace_of_filter_succeeds_if_reason_mask_cannot_be_reduced() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[3]);
         assert_eq!((seen, given), (Ok(()), (vec![6], 1)));
         assert_eq!(reasons, RawReasons::new(6));

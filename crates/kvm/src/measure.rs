@@ -37,16 +37,16 @@ pub use observed::{
 };
 pub use supported::{CpuidLeaf, Supported};
 
-/// An access to measure, with the verdict that the filter is promised to give.
+/// An access whose result the measurement observes, with the verdict that the filter should give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// The MSR.
+    /// The MSR that the guest accesses.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access.
     pub access: Access,
-    /// The verdict that the filter is promised to give.
+    /// The verdict that the filter should give on the access.
     pub expected: Verdict,
-    /// The effect of the write. It matters only if the access is a write that the filter allows.
+    /// The effect of a write. This field matters only if the access is a write that the filter allows.
     pub effect: WriteEffect,
 }
 
@@ -60,28 +60,28 @@ pub enum WriteEffect {
     ActsAtOnce,
 }
 
-/// The exit reasons that are enabled while accesses are measured.
+/// The pass of the measurement, which says if exit reasons are enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pass {
-    /// All reasons: a refused access exits to user space.
+    /// The pass with all exit reasons enabled: a refused access exits to user space.
     Exits,
-    /// No reasons: a refused access is a #GP.
+    /// The pass with no exit reason enabled: a refused access is a #GP.
     Faults,
 }
 
 /// The observed result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A read returned this value.
+    /// The access was a read, which returned this value.
     Value(u64),
-    /// A write completed.
+    /// The access was a write, which completed.
     Written,
     /// The access exited to user space with this reason; `None` stands for several bits, an unknown bit or
     /// 0 (S5.2).
     Exit(Option<ExitReason>),
     /// The access raised #GP.
     Fault,
-    /// The access was not tried.
+    /// The guest did not make the access, for this reason.
     NotTried(NotTried),
 }
 
@@ -97,21 +97,22 @@ pub enum NotTried {
 /// The result of measuring one access in one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// The access.
+    /// The access that was measured.
     pub case: Case,
-    /// The pass.
+    /// The pass in which the access was measured.
     pub pass: Pass,
-    /// The observed result.
+    /// The result that the access had.
     pub seen: Seen,
-    /// KVM's own reason to refuse the access, whatever the filter says. It is known from the pass with
-    /// exits.
+    /// The reason for which KVM itself refuses the access, whatever the filter says, as seen in
+    /// [`Pass::Exits`]; `None` if KVM itself allows the access.
     pub own_fault: Option<ExitReason>,
-    /// The deviations from what was promised; empty if there are none.
+    /// The observations of this access that contradict a statement about KVM or the expected verdict;
+    /// empty if the result is as it should be.
     pub deviations: Vec<Deviation>,
 }
 
 impl Measured {
-    /// Returns true if there is no deviation from what was promised.
+    /// Returns true if no observation of this access contradicts what was expected.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.deviations.is_empty()
@@ -123,7 +124,7 @@ impl Measured {
 pub struct Deviation {
     /// The number of the contradicted statement in `docs/kvm-semantics.md`, such as `S5.2`.
     pub statement: &'static str,
-    /// The observation.
+    /// A description of the observation.
     pub seen: String,
 }
 
@@ -133,15 +134,15 @@ impl fmt::Display for Deviation {
     }
 }
 
-/// The error of a measurement that could not be made.
+/// The reason why a measurement could not be made.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MeasureError {
-    /// The guest could not be run.
+    /// The built-in guest could not be run.
     Guest(GuestError),
-    /// The filter could not be set.
+    /// The kernel refused the filter with this error number.
     SetFilter(CallErrno),
-    /// The mask of exit reasons could not be set.
+    /// The kernel refused the mask of exit reasons with this error number.
     SetReasons(CallErrno),
 }
 
@@ -413,7 +414,10 @@ impl Measured {
         if exit.data != data {
             self.deviate(
                 "S5.3",
-                format!("the exit carries {:#x} instead of {data:#x}", exit.data),
+                format!(
+                    "the exit has the data {:#x} instead of {data:#x}",
+                    exit.data
+                ),
             );
         }
         if let Site::Elsewhere(rip) = exit.site {

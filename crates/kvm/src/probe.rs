@@ -32,9 +32,9 @@ pub struct HostCaps {
 /// The identification of the processor that guests of this host get, from CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuSignature {
-    /// The vendor's name: EBX, EDX and ECX of leaf 0, in this order.
+    /// The name of the processor's vendor: EBX, EDX and ECX of CPUID leaf 0, in this order.
     pub vendor: [u32; 3],
-    /// Family, model and stepping: EAX of leaf 1.
+    /// The processor's family, model and stepping: EAX of CPUID leaf 1.
     pub signature: u32,
 }
 
@@ -64,7 +64,7 @@ pub enum UnknownBits {
 pub enum IgnoreMsrs {
     /// On: an access to an MSR that KVM does not know succeeds, and never exits with the reason UNKNOWN.
     On,
-    /// Off: an access to an MSR that KVM does not know fails.
+    /// Off: an access to an MSR that KVM does not know fails, with an exit or a #GP.
     Off,
     /// Unknown: the parameter could not be read.
     NotSeen,
@@ -102,9 +102,10 @@ impl HostCaps {
         Self::probe_by(&kvm, device)
     }
 
-    /// Probes the KVM behind `/dev/kvm` without a VM, which takes milliseconds to create and to destroy. The exit
-    /// reasons are those that came with the capability; a KVM that accepts fewer refuses the policy when it is
-    /// put into a VM. Undefined flag bits count as ignored.
+    /// Probes the KVM behind `/dev/kvm` without creating a VM, because creating and destroying a VM
+    /// takes milliseconds. The result has all exit reasons that came with the capability. If this KVM
+    /// accepts fewer, the installation of a policy in a VM fails. The result says that the kernel
+    /// ignores undefined flag bits.
     ///
     /// # Errors
     /// Returns the errors of [`Self::probe`], except those of making a VM.
@@ -192,7 +193,8 @@ impl HostCaps {
             Err(error) => {
                 let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
                 assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
-                // A line by eprintln would not be seen: the test harness hides the output of a passing test.
+                // This does not use `eprintln`, because the test harness hides its output if the test
+                // passes.
                 let line = format!("SKIPPED: {error}. {}\n", error.advice());
                 std::io::stderr().write_all(line.as_bytes()).unwrap();
                 None
@@ -214,7 +216,7 @@ impl HostCaps {
         }
     }
 
-    /// The device file that was probed.
+    /// The path of the device file that was probed.
     #[must_use]
     pub fn device(&self) -> &Path {
         &self.device
@@ -232,7 +234,7 @@ impl HostCaps {
         self.unknown_bits
     }
 
-    /// The value of `kvm.ignore_msrs`.
+    /// The value of the host's module parameter `kvm.ignore_msrs`.
     #[must_use]
     pub const fn ignore_msrs(&self) -> IgnoreMsrs {
         self.ignore_msrs
@@ -269,7 +271,7 @@ fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     })
 }
 
-/// Opens a device file and checks the version of its interface.
+/// Opens a device file and checks that KVM's API behind it has the version 12.
 pub(crate) fn open(device: &Path) -> Result<OwnedFd, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(device);
     let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);

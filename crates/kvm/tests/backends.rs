@@ -86,7 +86,7 @@ fn exit(step: Step, reason: ExitReason) -> SeenExit {
 }
 
 #[test]
-fn s5_run_returns_values_exits_and_replies_of_one_script() {
+fn s5_run_of_script_returns_its_values_exits_and_replies() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(7)).unwrap();
         backend.set_filter(&star_only()).unwrap();
@@ -118,7 +118,7 @@ fn s5_run_returns_values_exits_and_replies_of_one_script() {
 }
 
 #[test]
-fn s5_2_run_without_mask_faults_and_never_exits() {
+fn s5_2_denied_access_without_reason_mask_is_fault_and_never_exits() {
     on_each(|backend| {
         backend.set_filter(&star_only()).unwrap();
         let script = [
@@ -152,7 +152,7 @@ fn s2_refused_set_call_returns_kernel_errno() {
 }
 
 #[test]
-fn backend_runs_many_filters_and_scripts_in_one_vm() {
+fn backend_runs_several_filters_and_scripts_in_one_vm() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(4)).unwrap();
         for round in 0..8 {

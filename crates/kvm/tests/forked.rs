@@ -51,7 +51,7 @@ fn in_child(act: impl FnOnce()) -> i32 {
 }
 
 #[test]
-fn drop_of_gate_in_forked_child_returns_without_panic() {
+fn gate_drop_in_forked_child_returns_without_panic() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };
@@ -85,7 +85,7 @@ fn drop_of_gate_in_forked_child_returns_without_panic() {
 /// A forked child has the parent's file descriptors. But the kernel refuses calls of the child on the VM,
 /// and the gate returns that error.
 #[test]
-fn replace_in_forked_child_is_an_error() {
+fn gate_replace_in_forked_child_is_an_error() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };

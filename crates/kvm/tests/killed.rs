@@ -21,8 +21,8 @@ use serde_json::Value;
 
 /// The environment variable that makes a process a writer. Its value is the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
-/// The environment variable with the path of the writer's file, and the one with the number of lines after
-/// which the writer ends.
+/// Two environment variables for the writer: the path of its file, and the number of lines after which
+/// it ends.
 const FILE: &str = "MSRGATE_TEST_FILE";
 const LINES: &str = "MSRGATE_TEST_LINES";
 
@@ -62,7 +62,7 @@ fn event(writer: u32, line: u32) -> Event {
     }
 }
 
-/// A writer process, which is killed when this is dropped.
+/// A writer process, which is killed when this value is dropped.
 struct Writer(Child);
 
 impl Writer {

@@ -20,7 +20,7 @@ fn errno() -> CallErrno {
 }
 
 #[test]
-fn host_error_messages() {
+fn host_errors_have_messages() {
     let device = || "/dev/kvm".into();
     let hosts = [
         HostError::Absent { device: device() },
@@ -49,7 +49,7 @@ fn host_error_messages() {
 }
 
 #[test]
-fn install_guest_and_measure_error_messages() {
+fn install_guest_and_measure_errors_have_messages() {
     let installs = [
         InstallError::Revision(Revision::V6),
         InstallError::Reasons {
@@ -116,7 +116,7 @@ fn install_guest_and_measure_error_messages() {
 }
 
 #[test]
-fn gate_answer_state_and_vcpu_error_messages() {
+fn gate_answer_state_and_vcpu_errors_have_messages() {
     let cpu = |model| Cpu {
         vendor: "GenuineIntel".into(),
         family: 6,
@@ -201,7 +201,7 @@ fn gate_answer_state_and_vcpu_error_messages() {
 }
 
 #[test]
-fn error_messages_show_hostile_text_in_one_line() {
+fn error_messages_show_control_characters_of_names_in_one_line() {
     let device = || HOSTILE.into();
     let hosts = [
         HostError::Absent { device: device() },

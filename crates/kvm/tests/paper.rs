@@ -30,7 +30,7 @@ fn is_alone(case: &Case) -> bool {
 /// Checks that each case has the disposition that its name promises, so the other tests measure that
 /// disposition.
 #[test]
-fn paper_cases_have_the_named_dispositions() {
+fn cases_of_exits_have_the_dispositions_that_they_are_named_after() {
     let gate = gate();
     for case in paper::cases() {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();
@@ -63,7 +63,7 @@ fn count(gate: &Gate, case: &Case) -> u64 {
 }
 
 #[test]
-fn answer_allocates_no_memory() {
+fn gate_answer_allocates_no_memory() {
     let gate = gate();
     for case in paper::cases().iter().filter(|case| is_alone(case)) {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();
@@ -136,7 +136,7 @@ fn in_child(act: impl FnOnce()) -> bool {
 }
 
 #[test]
-fn answer_makes_no_system_call() {
+fn gate_answer_makes_no_system_call() {
     let gate = gate();
     for case in paper::cases().iter().filter(|case| is_alone(case)) {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();

@@ -192,7 +192,8 @@ fn gate_makes_only_listed_system_calls() {
     assert_eq!(handled, 1);
 }
 
-/// The calls with which a thread ends are permitted in addition to those of probing.
+/// A host can be probed on a thread that may make only the calls listed for probing, and those with
+/// which a thread ends.
 #[test]
 fn probe_makes_only_listed_system_calls() {
     let Some(host) = msrgate_testing::host::host() else {

@@ -7,37 +7,37 @@ use msrgate_filter::{Access, Verdict};
 
 use crate::shown::one_line;
 
-/// The action for an access.
+/// An action of a policy: the handling of a guest's access to an MSR.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// KVM handles the access as if there were no policy.
     Allow,
-    /// The guest gets #GP.
+    /// The access is refused: the guest gets #GP.
     Deny,
-    /// The VMM ends the VM, or the call that the guest is serving. The access always becomes an
-    /// event.
+    /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
+    /// The access always becomes an event.
     Kill,
-    /// The VMM's handler with this name answers: code of the VMM itself.
+    /// The VMM's handler with this name, which is code of the VMM itself, answers the access.
     Handler(Arc<str>),
-    /// The emulated device answers.
+    /// The emulated device answers the access.
     Device(Device),
-    /// An emulated register answers: a register in user space, one for each vCPU.
+    /// An emulated register, which the gate keeps in user space for each vCPU, answers the access.
     Register(Emulated),
-    /// A read returns this value.
+    /// A read of the MSR returns this value to the guest.
     Value(u64),
-    /// A write succeeds and has no effect.
+    /// A write to the MSR succeeds and has no effect.
     Ignore,
     /// A write reaches the register if it changes only bits of the mask; [`Outside`] says what
     /// happens otherwise.
     Mask(Mask),
-    /// The first write reaches the register and pins its value until reset. A later write of
-    /// another value gets #GP.
+    /// The first write reaches the register and pins the written value until the vCPU is reset. A later
+    /// write of another value gets #GP.
     Pin,
     /// A write reaches the register, but the bits of this mask that are 1 in the register stay 1.
     Sticky(u64),
 }
 
-/// An emulated device.
+/// A device that the gate emulates behind an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
     /// The device for microcode updates: `[device.microcode]`.
@@ -47,9 +47,9 @@ pub enum Device {
 /// An emulated register: a register in user space, one for each vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Emulated {
-    /// The value at reset.
+    /// The value that the register has when the vCPU is reset.
     pub reset: u64,
-    /// The bits that a write may change.
+    /// The bits of the register that a write may change.
     pub mask: Mask,
 }
 
@@ -66,10 +66,10 @@ pub struct Mask {
 /// The handling of a write that would change bits outside of a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outside {
-    /// The write gets #GP.
+    /// The guest's write gets #GP and changes no bit.
     #[default]
     Deny,
-    /// The bits outside of the mask keep their values.
+    /// The write changes the bits in the mask; the bits outside of the mask keep their values.
     Keep,
 }
 
@@ -78,7 +78,7 @@ pub enum Outside {
 pub enum Comparison {
     /// Under the new action the guest can do the same as under the replaced one, or less.
     NoLooser,
-    /// Under the new action the guest can do more.
+    /// Under the new action the guest can do more than under the replaced one.
     Looser,
     /// Under the new action the guest can do something else, which is neither more nor less.
     Different,
@@ -95,7 +95,7 @@ impl Action {
         }
     }
 
-    /// Returns true if the action can apply to accesses of this direction.
+    /// Returns true if a policy may give this action to accesses of this direction, reads or writes.
     #[must_use]
     pub fn is_for(&self, access: Access) -> bool {
         match self {
@@ -145,8 +145,8 @@ impl Action {
         matches!(self, Self::Register(_) | Self::Device(_) | Self::Pin)
     }
 
-    /// Compares how much a guest can do under this action and under `other`, which it would
-    /// replace.
+    /// Compares how much a guest can do under this action and under `other`, if this action replaced
+    /// `other`.
     #[must_use]
     pub fn compared_with(&self, other: &Self) -> Comparison {
         if self == other {
@@ -255,8 +255,8 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// Each action in the list is looser than all actions before it, and no looser than itself and all
-    /// actions after it.
+    /// `compared_with` orders actions: in the test's list, each action is looser than all actions
+    /// before it, and no looser than itself and all actions after it.
     #[test]
     fn compared_with_orders_actions_by_reach() {
         let ladder = [

@@ -41,9 +41,9 @@ pub use state::VcpuState;
 /// The answer to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'p> {
-    /// The response for the gate to carry out.
+    /// The step that the gate has to carry out.
     pub response: Response<'p>,
-    /// The disposition of the access if the gate can carry out the response.
+    /// The disposition that the access has if the gate succeeds in carrying out the response.
     pub disposition: Disposition,
     /// The action and the logging that the program has for the access.
     pub outcome: &'p Outcome,
@@ -51,7 +51,8 @@ pub struct Answer<'p> {
 }
 
 impl Answer<'_> {
-    /// The entry, default or rule of KVM that decides the access.
+    /// The entry of the policy, the policy's default action, or the rule of KVM that decides the
+    /// access.
     #[must_use]
     pub const fn decided_by(&self) -> DecidedBy {
         self.by.get()
@@ -64,18 +65,19 @@ impl Answer<'_> {
 pub enum Response<'p> {
     /// The gate completes the exit with this reply.
     Reply(Reply),
-    /// The gate rewinds the exit, so that the guest executes the access again (S5.8). The program
-    /// lets KVM handle the access, and the kernel's filter will allow it.
+    /// The gate rewinds the exit, so that the guest executes the access again (S5.8). By then the
+    /// kernel's filter allows the access, and KVM handles it.
     Rewind,
-    /// The gate rewinds the exit, and opens the kernel's filter for this access from now on.
+    /// The gate has the kernel's filter changed so that the filter allows this access from now on, and
+    /// rewinds the exit.
     Open,
     /// The gate forwards the access to the register that KVM keeps.
     Forward(Forwarded),
     /// The gate asks the VMM's handler with this name: a handler request.
     Handler(&'p Arc<str>),
-    /// The gate asks this device.
+    /// The gate lets this emulated device answer the access.
     Device(Device),
-    /// The gate tells the VMM to end the VM, or the call that the guest is serving.
+    /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
     Kill,
 }
 
@@ -89,28 +91,29 @@ pub enum Disposition {
     Denied,
     /// KVM handled the access; without `mode = "audit"` the guest would have got #GP.
     WouldDeny,
-    /// The gate told the VMM to end the VM, or the call that the guest was serving.
+    /// The gate told the VMM to end the VM, or, in a VM that serves function calls, the current call.
     Killed,
     /// KVM handled the access; without `mode = "audit"` the disposition would have been
     /// [`Self::Killed`].
     WouldKill,
-    /// The read returned the policy's value.
+    /// The read returned the value that the action `value` of the policy gives.
     Value,
-    /// The write had no effect.
+    /// The write succeeded without an effect, by the action `ignore`.
     Ignored,
-    /// An emulated register answered.
+    /// An emulated register answered the access.
     Register,
-    /// The write reached the register in the bits of the mask.
+    /// The write reached the register, by the action `mask`: only bits in the mask were changed.
     Masked,
     /// The write reached a pinned register: it was the first write, or had the pinned value.
     Pinned,
     /// The write reached the register, in which the sticky bits that were 1 stayed 1.
     Sticky,
-    /// The VMM's handler answered.
+    /// The VMM's handler answered the access.
     Handled,
-    /// A device answered.
+    /// An emulated device answered the access.
     Device,
-    /// KVM does not know the MSR, and the setting `unknown` answered.
+    /// KVM does not know the MSR, and the guest got the answer that the policy's setting `unknown`
+    /// gives.
     Unknown,
 }
 

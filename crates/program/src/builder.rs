@@ -56,8 +56,8 @@ struct Entry {
 }
 
 impl ProgramBuilder {
-    /// Creates a builder of a program that applies `default` to every access. Refusals become
-    /// events ([`Log::Denied`]).
+    /// Creates a builder of a program that applies `default` to each access that no later call covers.
+    /// Refused accesses become events ([`Log::Denied`]).
     #[must_use]
     pub fn new(default: Verdict) -> Self {
         Self {
@@ -74,14 +74,14 @@ impl ProgramBuilder {
         self
     }
 
-    /// Sets the mode: enforce or audit.
+    /// Sets the mode of the program: enforce or audit.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.settings.mode = mode;
         self
     }
 
-    /// Sets the accesses that become events.
+    /// Sets the log level of the program: it says which accesses become events.
     #[must_use]
     pub fn log(mut self, log: Log) -> Self {
         self.settings.log = log;
@@ -95,7 +95,7 @@ impl ProgramBuilder {
         self
     }
 
-    /// Configures the microcode device.
+    /// Sets the settings of the emulated microcode device.
     #[must_use]
     pub fn microcode(mut self, microcode: Microcode) -> Self {
         self.settings.microcode = Some(microcode);
@@ -109,7 +109,7 @@ impl ProgramBuilder {
         self.each(msrs.into(), accesses, &Action::Allow)
     }
 
-    /// Refuses these accesses with #GP.
+    /// Refuses these accesses: the guest gets #GP.
     #[must_use]
     #[track_caller]
     pub fn deny(self, msrs: impl Into<MsrRange>, accesses: Accesses) -> Self {
@@ -227,7 +227,7 @@ impl ProgramBuilder {
         Ok(())
     }
 
-    /// Returns the source files of the calls, and the line of each call.
+    /// Returns the names of the source files that contain the calls, and the source line of each call.
     fn places(&self) -> (Vec<Box<str>>, Arc<[Line]>) {
         let mut files = Vec::new();
         let mut numbers = BTreeMap::new();
@@ -280,14 +280,15 @@ impl Layers for ProgramBuilder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The action cannot apply to accesses of this direction.
+    /// A call gives this action to accesses of a direction, reads or writes, to which the action cannot
+    /// apply.
     Direction {
         /// The word for the action in a policy.
         action: &'static str,
-        /// The direction.
+        /// The direction of the accesses.
         access: Access,
     },
-    /// The range contains x2APIC registers, which KVM never filters (S3.1).
+    /// A call has this range, which contains x2APIC registers. KVM never filters them (S3.1).
     X2apic(MsrRange),
     /// The setting [`unknown`](ProgramBuilder::unknown) never takes effect, because the default refuses
     /// accesses to unknown MSRs before KVM finds that it does not know the MSR (S5.1).

@@ -12,14 +12,15 @@ use crate::shown::one_line;
 /// A processor as CPUID leaves 0 and 1 describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cpu {
-    /// The twelve characters of leaf 0, such as `GenuineIntel`.
+    /// The processor's vendor: the twelve characters of CPUID leaf 0, such as `GenuineIntel`.
     pub vendor: Box<str>,
-    /// The family. If the base family is 15, this is its sum with the extended family (SDM volume
-    /// 2, CPUID; APM volume 3, appendix E).
+    /// The processor's family. If the base family is 15, this is the sum of base and extended family
+    /// (SDM volume 2, CPUID; APM volume 3, appendix E).
     pub family: u32,
-    /// The model. From family 6 on, its upper four bits are the extended model.
+    /// The processor's model. From family 6 on, the upper four bits of this number are the extended
+    /// model.
     pub model: u32,
-    /// The stepping.
+    /// The processor's stepping.
     pub stepping: u32,
 }
 
@@ -68,13 +69,13 @@ impl Cpu {
 /// matches every processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet {
-    /// The vendors.
+    /// The vendors of the processors in the set; `None` stands for every vendor.
     pub vendor: Option<Vec<Box<str>>>,
-    /// The families.
+    /// The families of the processors in the set; `None` stands for every family.
     pub family: Option<Vec<RangeInclusive<u32>>>,
-    /// The models.
+    /// The models of the processors in the set; `None` stands for every model.
     pub model: Option<Vec<RangeInclusive<u32>>>,
-    /// The steppings.
+    /// The steppings of the processors in the set; `None` stands for every stepping.
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
@@ -83,7 +84,7 @@ pub struct CpuSet {
 pub struct CpuPart {
     /// The key under which a policy gives this number.
     pub key: &'static str,
-    /// The largest value that CPUID can express.
+    /// The largest value that CPUID can express for this number.
     pub most: u32,
     of: fn(&CpuSet) -> &Numbers,
 }
@@ -120,7 +121,8 @@ impl CpuPart {
 }
 
 impl Cpu {
-    /// Creates the example processor of a program that does the same on every processor.
+    /// Creates a placeholder that stands for every processor: the example of a program without
+    /// `[[when]]` sections.
     #[must_use]
     pub fn any() -> Self {
         Self {
@@ -144,7 +146,7 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 }
 
 impl CpuSet {
-    /// Creates the empty set.
+    /// Creates the set that contains no processor.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn from_cpuid_adds_extended_family_and_model() {
+    fn cpu_from_cpuid_adds_extended_family_and_model() {
         let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_06a6);
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_omits_combinations_that_no_processor_has() {
+    fn distinguished_cpus_omit_combinations_of_sets_that_no_processor_has() {
         let sets = [
             set("GenuineIntel", &[0x6a..=0x6a, 0x6c..=0x6c]),
             set("GenuineIntel", &[0x6c..=0x8f]),
@@ -361,7 +363,7 @@ mod tests {
             /// `distinguished` returns the same combinations of sets as a loop over all processors
             /// finds.
             #[test]
-            fn distinguished_returns_same_combinations_as_loop_over_all_processors(
+            fn distinguished_cpus_have_same_combinations_of_sets_as_loop_over_all_processors(
                 sets in prop::collection::vec(any_set(), 0..4),
             ) {
                 let mut all = BTreeSet::new();
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_ignores_numbers_above_the_largest_cpuid_value() {
+    fn distinguished_cpus_have_no_number_above_the_largest_cpuid_value() {
         let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
             let mut set = CpuSet::default();
             *part(&mut set) = Some(vec![0..=most]);
@@ -396,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_of_no_sets_returns_one_combination() {
+    fn distinguished_cpus_of_no_sets_are_one_combination() {
         assert_eq!(distinguished(&[]).len(), 1);
         assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
     }

@@ -21,7 +21,7 @@ use crate::program::{Program, ProgramSettings, Variant};
 use crate::rules::{Rule, Rules};
 use crate::settings::{Log, Mode, UnknownAction};
 
-/// The direction of a change, from the guest's point of view.
+/// The effect of a change on the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The guest can do more than before the change.
@@ -42,7 +42,8 @@ impl Direction {
         matches!(self, Self::Looser | Self::Different)
     }
 
-    /// Returns the direction of a change from `was` to `is`, which must differ.
+    /// Returns the effect on the guest if the action changes from `was` to `is`. The two actions must
+    /// differ.
     #[must_use]
     pub fn of(was: &Action, is: &Action) -> Self {
         match (is.compared_with(was), was.compared_with(is)) {
@@ -57,15 +58,15 @@ impl Direction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
-    /// The MSRs.
+    /// The MSRs whose action changes.
     pub msrs: MsrRange,
-    /// The direction of the accesses.
+    /// The accesses whose action changes: reads or writes.
     pub access: Access,
-    /// The old action, and the origin of the old rule for the first MSR.
+    /// The action of the old program, and the origin of its rule for the first MSR.
     pub was: (Action, Origin),
-    /// The new action, and the origin of the new rule for the first MSR.
+    /// The action of the new program, and the origin of its rule for the first MSR.
     pub is: (Action, Origin),
-    /// The direction of the change.
+    /// The effect of the change on the guest: it can do more, less, the same or something else.
     pub direction: Direction,
 }
 
@@ -79,12 +80,12 @@ pub struct SettingChange {
     pub was: String,
     /// The new value of the setting, as a policy writes it.
     pub is: String,
-    /// The direction of the change.
+    /// The effect of the change on the guest: it can do more, less, the same or something else.
     pub direction: Direction,
 }
 
-/// Consecutive MSRs whose logging changes: not the same accesses become events under the new program as
-/// under the old one.
+/// Consecutive MSRs whose logging changes: under the new program, other accesses to these MSRs become
+/// events than under the old program.
 ///
 /// Such a change does not affect the guest. If the logging differs only because the
 /// [`log`](ProgramSettings::log) setting of the whole policy does, that is a [`SettingChange`]
@@ -92,9 +93,9 @@ pub struct SettingChange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogChange {
-    /// The MSRs.
+    /// The MSRs whose logging changes.
     pub msrs: MsrRange,
-    /// The direction of the accesses.
+    /// The accesses whose logging changes: reads or writes.
     pub access: Access,
     /// The accesses that became events under the old program, and the origin of its rule for the
     /// first MSR.
@@ -104,7 +105,8 @@ pub struct LogChange {
     pub is: (Log, Origin),
 }
 
-/// The changes on the processors on which the same `[[when]]` sections of both programs apply.
+/// The changes between two programs, for the processors on which the same `[[when]]` sections of both
+/// programs apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
@@ -119,9 +121,9 @@ pub struct Difference {
     pub logs: Vec<LogChange>,
 }
 
-/// The limit of [`differences`] for two programs with several pairs of variants. It applies to the
-/// number of kinds of processors, and also to the number of rules of all pairs, because each rule may
-/// become a change.
+/// The limit of [`differences`] for two programs with several pairs of variants. The limit applies to
+/// the number of kinds of processors, and also to the number of rules of all pairs, because each rule
+/// may become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
 /// An error for two programs that distinguish too many processors to be compared on all of them.
@@ -132,7 +134,7 @@ pub enum TooManyToCompare {
     /// The `[[when]]` sections of both programs distinguish this many processors, which is more
     /// than [`MAX_COMPARED`].
     Processors(usize),
-    /// The variants of all pairs have more rules than [`MAX_COMPARED`].
+    /// The variants of all pairs have together more rules than [`MAX_COMPARED`].
     Stretches {
         /// The number of pairs of variants: two variants are a pair if both apply on some
         /// processor.
@@ -147,11 +149,11 @@ impl fmt::Display for TooManyToCompare {
         match self {
             Self::Processors(found) => write!(
                 f,
-                "their `[[when]]`s together distinguish {found} kinds of processors, but at most {MAX_COMPARED} can be compared at once"
+                "the `[[when]]`s of both programs distinguish {found} kinds of processors, but at most {MAX_COMPARED} can be compared at once"
             ),
             Self::Stretches { pairs, found } => write!(
                 f,
-                "their `[[when]]`s make {pairs} pairs of variants with {found} rules, but at most {MAX_COMPARED} rules can be compared at once"
+                "the `[[when]]`s of both programs make {pairs} pairs of variants with {found} rules, but at most {MAX_COMPARED} rules can be compared at once"
             ),
         }
     }
@@ -166,9 +168,9 @@ impl core::error::Error for TooManyToCompare {}
 /// without a change are left out.
 ///
 /// # Errors
-/// [`TooManyToCompare`] if `cpu` is `None`, and the `[[when]]` sections distinguish more processors
-/// than [`MAX_COMPARED`], or several pairs of variants have more rules than that. Nothing is
-/// compared then.
+/// [`TooManyToCompare`] if `cpu` is `None`, and the `[[when]]` sections distinguish more kinds of
+/// processors than [`MAX_COMPARED`], or the programs have several pairs of variants with together more
+/// than [`MAX_COMPARED`] rules. The function compares nothing then.
 ///
 /// # Examples
 /// ```
@@ -306,7 +308,7 @@ fn push(
     });
 }
 
-/// Returns the changes of the settings.
+/// Returns the changes between the settings of two programs.
 #[must_use]
 pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<SettingChange> {
     let mode = |settings: &ProgramSettings| match settings.mode {

@@ -25,7 +25,8 @@ impl Digest {
         &self.0
     }
 
-    /// Returns the first 16 digits. They distinguish policies that were not made to collide.
+    /// Returns the first 16 hexadecimal digits of the digest. They distinguish policies, unless
+    /// somebody has made two policies with equal first digits on purpose.
     #[must_use]
     pub fn short(&self) -> String {
         self.0[..8]
@@ -39,7 +40,7 @@ impl Digest {
     }
 }
 
-/// Writes 64 hexadecimal digits.
+/// Writes the digest as 64 hexadecimal digits.
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

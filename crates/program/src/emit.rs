@@ -15,15 +15,15 @@ use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
 use crate::settings::{Log, Mode, UnknownAction};
 
-/// A part of a program that a filter alone cannot enforce.
+/// A part of a program that is lost if only the program's filter is given to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss {
-    /// The actions that user space has to answer, such as `value` and `handler`.
+    /// The actions, such as `value` and `handler`, whose accesses user space has to answer.
     Answers,
-    /// The setting `unknown`, if it is not `gp`.
+    /// The setting `unknown`, if it lets user space answer accesses to MSRs that KVM does not know.
     Unknown,
-    /// The setting `mode = "audit"`.
+    /// The setting `mode = "audit"`, under which no access is refused.
     Audit,
     /// The setting `log = "first"` or `"all"`: events for accesses that the kernel allows.
     Log,
@@ -233,7 +233,7 @@ fn bytes(range: &Range) -> Vec<u8> {
     words.flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Formats bytes for C or Rust, several on each line.
+/// Formats bytes as the elements of an array in C or Rust, several on each line.
 fn rows(bytes: &[u8]) -> String {
     const ROW: usize = 12;
     let row = |row: &[u8]| {

@@ -20,31 +20,33 @@ use core::fmt;
 
 use msrgate_filter::MsrIndex;
 
-/// The conditions under which the gate may forward accesses to a register of KVM's.
+/// The conditions under which the gate may forward a guest's accesses to one register that KVM keeps.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forward {
-    /// The condition for reads, by `KVM_GET_MSRS`.
+    /// The condition for forwarding a read of the register, with `KVM_GET_MSRS`.
     pub read: Forwarding,
-    /// The condition for writes, by `KVM_SET_MSRS`. If KVM refuses the value, that call returns the
-    /// count 0, and the guest gets #GP.
+    /// The condition for forwarding a write to the register, with `KVM_SET_MSRS`. If KVM refuses the
+    /// written value, that call returns the count 0, and the guest gets #GP.
     pub write: Forwarding,
     /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access would
     /// fault, but the gate's access on behalf of the guest would succeed.
     pub needs_cpuid: &'static [CpuidBit],
-    /// The reason why forwarding is sound.
+    /// The reason why forwarding accesses to this register is sound, in words.
     pub why: &'static str,
 }
 
-/// The condition for accesses of one direction.
+/// The condition under which the gate may forward reads of a register, or writes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forwarding {
-    /// Every access may be forwarded.
+    /// The gate may forward every access.
     Always,
-    /// Every access may be forwarded. KVM itself refuses an address that is not canonical.
+    /// The gate may forward every access. The register holds an address, and KVM itself refuses to
+    /// write an address that is not canonical.
     Canonical,
-    /// Writes may be forwarded if they set only these bits. For any other value the guest gets #GP.
+    /// The gate may forward a write that sets only these bits. If a write sets any other bit, the guest
+    /// gets #GP.
     Sets(u64),
 }
 
@@ -62,15 +64,16 @@ impl Forwarding {
 /// One bit of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CpuidBit {
-    /// The leaf, in EAX.
+    /// The leaf that contains the bit: the value of EAX for the CPUID instruction.
     pub leaf: u32,
-    /// The subleaf, in ECX; 0 for leaves without subleaves.
+    /// The subleaf that contains the bit: the value of ECX for the CPUID instruction; 0 for leaves
+    /// without subleaves.
     pub subleaf: u32,
-    /// The register that contains the bit.
+    /// The register in which CPUID returns the bit.
     pub register: CpuidRegister,
     /// The number of the bit, at most 31.
     pub bit: u8,
-    /// The name of the feature in the SDM.
+    /// The name that the SDM has for the feature that the bit announces.
     pub feature: &'static str,
 }
 
@@ -168,9 +171,9 @@ const SYSENTER: CpuidBit = CpuidBit {
     feature: "SEP",
 };
 
-/// The lower half of a register whose upper half is reserved. A write by the host stores the bits
-/// of the upper half (measured), although a guest's write would fault. So a write that sets any of
-/// them is not forwarded.
+/// The bits that may be set in a register whose upper half is reserved: the lower half. A guest's write
+/// that sets a bit of the upper half would fault, but a write by the host stores the bit (measured). So
+/// the gate does not forward such a write.
 const LOW_HALF: u64 = 0xffff_ffff;
 
 /// Returns the conditions for a register that every processor with long mode has.
@@ -194,8 +197,7 @@ const fn sysenter(write: Forwarding, why: &'static str) -> Forward {
 }
 
 const LOW: &str = "the register keeps the written value; the upper half is reserved for guests, but not for writes by the host";
-const MADE: &str =
-    "KVM makes the address canonical, on AMD 32 bits wide, for writes by guest and host";
+const MADE: &str = "KVM makes the written address canonical (on AMD: cuts it to 32 bits), for writes by guest and host";
 const CHECKED: &str = "KVM refuses an address that is not canonical, for writes by guest and host";
 const PLAIN: &str = "the register keeps the written value, and every value is legal";
 
@@ -222,14 +224,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forward_rows_are_sorted_and_unique() {
+    fn forward_list_is_sorted_and_has_each_register_once() {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
     /// Each row of the forward list names the CPUID bits that the guest needs for the register, and the
     /// reason why forwarding is sound. Each row lets every read be forwarded.
     #[test]
-    fn forward_rows_have_cpuid_bits_and_a_reason() {
+    fn each_register_of_forward_list_has_cpuid_bits_and_a_reason() {
         for (index, forward) in &FORWARDS {
             assert!(!forward.needs_cpuid.is_empty(), "{index}");
             assert!(!forward.why.is_empty(), "{index}");

@@ -13,19 +13,20 @@ use crate::origin::{DecidedBy, EntryId, Line};
 use crate::rules::{Outcome, Rules, RulesBuilder};
 use crate::settings::Log;
 
-/// A set of entries, with a rank for each.
+/// The entries of a policy, with a rank for each entry.
 pub trait Layers {
-    /// The ranges of the entries that cover this direction, in any order.
+    /// The MSR ranges of all entries that cover accesses of this direction, in any order.
     fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)>;
 
     /// The rank of an entry. If two entries contain an MSR, the entry with the lower rank decides;
     /// if the ranks are equal, the entry with the lower number decides.
     fn rank(&self, entry: EntryId) -> u64;
 
-    /// The outcome of an entry in this direction. `None` stands for the default's outcome.
+    /// The action and the logging that an entry has for accesses of this direction. `None` stands for
+    /// those of the policy's default.
     fn outcome(&self, entry: EntryId, access: Access) -> Option<Outcome>;
 
-    /// The outcome for accesses that no entry covers.
+    /// The action and the logging for accesses that no entry covers.
     fn default(&self) -> Outcome;
 }
 
@@ -62,7 +63,7 @@ struct Sweep<'l, L> {
     layers: &'l L,
     access: Access,
     default: &'l Outcome,
-    /// The entries that contain the current MSR, lowest rank first.
+    /// The policy's entries that contain the current MSR, lowest rank first.
     open: BTreeSet<(u64, EntryId)>,
     rules: &'l mut RulesBuilder,
 }

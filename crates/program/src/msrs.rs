@@ -14,7 +14,7 @@ pub struct MsrRange {
 }
 
 impl MsrRange {
-    /// All 2^32 MSRs.
+    /// The range of all 2^32 MSRs.
     pub const ALL: Self = Self {
         first: MsrIndex::MIN,
         last: MsrIndex::MAX,
@@ -44,19 +44,19 @@ impl MsrRange {
         }
     }
 
-    /// The lowest MSR.
+    /// The lowest MSR of the range.
     #[must_use]
     pub const fn first(self) -> MsrIndex {
         self.first
     }
 
-    /// The highest MSR.
+    /// The highest MSR of the range.
     #[must_use]
     pub const fn last(self) -> MsrIndex {
         self.last
     }
 
-    /// The number of MSRs, at most 2^32.
+    /// The number of MSRs in the range, at most 2^32.
     #[must_use]
     pub fn count(self) -> u64 {
         u64::from(self.last.get() - self.first.get()) + 1
@@ -93,7 +93,7 @@ impl MsrRange {
         })
     }
 
-    /// Returns the MSRs that both ranges contain, if there are any.
+    /// Returns the MSRs that both ranges contain; `None` if the ranges do not overlap.
     #[must_use]
     pub fn shared(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
@@ -123,11 +123,11 @@ pub struct MsrSet {
     ranges: Ranges,
 }
 
-/// The ranges. Most entries of a policy are one range, which needs no memory of its own.
+/// The ranges of a set. Most entries of a policy are one range, which needs no memory of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),
-    /// At least two ranges.
+    /// The ranges of a set that is not a single range: at least two.
     Several(Box<[MsrRange]>),
 }
 
@@ -183,13 +183,13 @@ impl MsrSet {
         }
     }
 
-    /// The number of MSRs, at most 2^32.
+    /// The number of MSRs in the set, at most 2^32.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.ranges().iter().map(|range| range.count()).sum()
     }
 
-    /// The lowest MSR.
+    /// The lowest MSR of the set.
     #[must_use]
     pub fn first(&self) -> MsrIndex {
         self.ranges()[0].first
@@ -226,7 +226,8 @@ impl MsrSet {
         self.shared(other).map(MsrRange::count).sum::<u64>() == self.count()
     }
 
-    /// Returns the MSRs that `other` does not contain, if there are any.
+    /// Returns the MSRs of this set that `other` does not contain; `None` if `other` contains all of
+    /// them.
     #[must_use]
     pub fn without(&self, other: &Self) -> Option<Self> {
         let mut rest = Vec::new();
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn new_set_sorts_and_joins_ranges() {
+    fn new_msr_set_sorts_and_joins_ranges() {
         let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
         assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
         assert_eq!(set.count(), 10);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_returns_msrs_that_both_sets_contain() {
+    fn shared_of_msr_sets_returns_msrs_in_both() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
             let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
             sets[0]

@@ -22,14 +22,14 @@ impl EntryId {
     pub const MAX: Self = Self(u32::MAX - 2);
 }
 
-/// The entry, the default, or the rule of KVM that decides an access.
+/// The entry of a policy, the policy's default action, or the rule of KVM that decides an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecidedBy {
-    /// This entry decides.
+    /// The policy's entry with this number decides the access.
     Entry(EntryId),
-    /// The policy's default decides.
+    /// The policy's default action decides the access.
     Default,
-    /// KVM decides: the MSR is an x2APIC register, which KVM never filters (S3.1).
+    /// KVM decides the access: the MSR is an x2APIC register, which KVM never filters (S3.1).
     Kvm,
 }
 
@@ -58,9 +58,9 @@ impl PackedBy {
 /// The place in a policy that decides an access, for people to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// A line of a policy.
+    /// An entry of the policy, given by its line in a policy text.
     Line(Line),
-    /// The policy's default.
+    /// The policy's default action.
     Default,
     /// KVM: the MSR is an x2APIC register, which KVM never filters (S3.1).
     Kvm,

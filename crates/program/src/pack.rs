@@ -42,8 +42,8 @@ use need::needs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// The verdicts need more ranges than a filter can have. The windows are those of the fewest
-    /// ranges that would be enough.
+    /// The verdicts need more ranges than a filter can have. The windows are the fewest ranges that
+    /// would be enough.
     TooManyRanges(Vec<Window>),
     /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR
     /// (S3.5).
@@ -79,7 +79,7 @@ pub enum CompileError {
         index: MsrIndex,
         /// The direction of the access on which the filter and the policy differ.
         access: Access,
-        /// The policy's verdict.
+        /// The verdict that the policy has for the access.
         wanted: Verdict,
     },
 }
@@ -158,7 +158,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
         .map_err(|_| PackError::TooManyRanges(windows))
 }
 
-/// Returns the range of a window, with its bits.
+/// Returns the filter's range for a window: the window's MSRs, with a bit for each that says whether
+/// the access is allowed.
 fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
@@ -181,7 +182,7 @@ fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Rang
     Some(Range::new(window.colour, window.msrs.first(), bitmap))
 }
 
-/// Returns a value for each of the `count` MSRs of `canvas`: true if a range in `msrs` contains the MSR.
+/// Returns, for each of the `count` MSRs of `canvas`, true if a range in `msrs` contains the MSR.
 fn paint(canvas: MsrRange, count: u32, msrs: impl Iterator<Item = MsrRange>) -> Vec<bool> {
     let mut painted = vec![false; count as usize];
     let base = canvas.first().get();

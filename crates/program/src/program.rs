@@ -46,9 +46,9 @@ pub struct Program {
 /// The settings of a whole program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramSettings {
-    /// The name of the policy, if it has one.
+    /// The name of the policy, if the policy has the key `name`.
     pub name: Option<Box<str>>,
-    /// The mode: refusals are carried out, or only become events.
+    /// The mode of the policy: enforce, or audit, in which refusals only become events.
     pub mode: Mode,
     /// The accesses that become events, unless an entry has its own `log`.
     pub log: Log,
@@ -57,7 +57,8 @@ pub struct ProgramSettings {
     /// The known ways around the kernel's filter, called gaps, that the author of the policy accepts:
     /// the names of the gaps.
     pub accept: Vec<Box<str>>,
-    /// The microcode device, if it is configured.
+    /// The settings of the emulated microcode device, if the policy has the section
+    /// `[device.microcode]`.
     pub microcode: Option<Microcode>,
 }
 
@@ -65,11 +66,12 @@ pub struct ProgramSettings {
 /// packed.
 #[derive(Clone, Debug)]
 pub struct ResolvedVariant {
-    /// For each `[[when]]` section, in order, true if it applies.
+    /// For each `[[when]]` section of the policy, in order, true if the section applies to the
+    /// variant's processors.
     pub holds: Vec<bool>,
     /// A processor on which these sections apply.
     pub example: Cpu,
-    /// The rules on these processors.
+    /// The rules for the processors on which these sections apply.
     pub rules: Rules,
 }
 
@@ -128,8 +130,8 @@ impl Program {
         })
     }
 
-    /// Creates the program of a filter without a policy. It refuses the accesses that the filter
-    /// denies. It answers no access and logs no access.
+    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that
+    /// the filter denies. It answers no access by itself, and no access becomes an event.
     #[must_use]
     pub fn of_filter(filter: Filter) -> Self {
         let settings = ProgramSettings {
@@ -183,13 +185,13 @@ impl Program {
         &self.settings
     }
 
-    /// The digest of the program's effect.
+    /// The digest of what the program does: programs with the same digest treat every access alike.
     #[must_use]
     pub const fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The processors of each `[[when]]` section.
+    /// The processors to which each `[[when]]` section of the policy applies.
     #[must_use]
     pub fn whens(&self) -> &[CpuSet] {
         &self.whens
@@ -282,8 +284,8 @@ fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> 
 }
 
 impl Variant {
-    /// The `[[when]]` sections that apply, in the order of [`Program::whens`]: true if the section
-    /// applies.
+    /// For each `[[when]]` section, in the order of [`Program::whens`], true if the section applies to
+    /// the variant's processors.
     #[must_use]
     pub fn holds(&self) -> &[bool] {
         &self.holds
@@ -295,26 +297,27 @@ impl Variant {
         &self.example
     }
 
-    /// The reasons for which accesses have to exit to user space: the mask for the kernel. The mask
-    /// is empty if the kernel alone enforces the variant.
+    /// The mask of exit reasons for the kernel (`KVM_CAP_X86_USER_SPACE_MSR`): the reasons for which
+    /// refused accesses have to exit to user space. The mask is empty if the kernel alone enforces the
+    /// variant.
     #[must_use]
     pub const fn reasons(&self) -> ReasonMask {
         self.reasons
     }
 
-    /// The filter for the kernel.
+    /// The variant's filter, to be set in the kernel.
     #[must_use]
     pub const fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// The rules for all MSRs.
+    /// The rules of the variant, which cover all MSRs.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// Returns the rule for one access.
+    /// Returns the rule for accesses to one MSR in one direction.
     #[must_use]
     pub fn rule(&self, index: MsrIndex, access: Access) -> Rule<'_> {
         self.rules.at(index, access)
@@ -330,13 +333,14 @@ impl PartialEq for Program {
 
 impl Eq for Program {}
 
-/// Converts a count to 32 bits: a policy is too small to contain more of anything than 32 bits can
-/// count.
+/// Converts a count to 32 bits. Every count in a policy fits 32 bits, because the size of a policy's
+/// text is limited.
 fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Returns the reasons for which user space has to see failed accesses (S5.1, S5.2).
+/// Returns the reasons for which accesses that the kernel refuses have to exit to user space (S5.1,
+/// S5.2).
 fn reasons(settings: &ProgramSettings, rules: &Rules) -> ReasonMask {
     let is_seen = |(_, rule): (Access, Rule<'_>)| match rule.log {
         Log::First | Log::All => true,
@@ -362,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_differ_only_by_folder_get_numbers() {
+    fn policy_file_names_that_differ_only_by_folder_get_numbers() {
         let names = [
             "p.toml",
             "a/i.toml",

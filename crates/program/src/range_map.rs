@@ -88,7 +88,7 @@ impl<T> RangeMap<T> {
         &self.values[place]
     }
 
-    /// The value of one MSR.
+    /// The value that the map has for one MSR.
     #[must_use]
     pub fn at(&self, index: MsrIndex) -> &T {
         self.value(self.place(index))
@@ -101,8 +101,8 @@ impl<T> RangeMap<T> {
         places.map(|place| (self.range(place), self.value(place)))
     }
 
-    /// Iterates over two maps at once: over ranges in order and without gaps, with the values of
-    /// both maps.
+    /// Iterates over two maps at once. Each item is a range in which both maps have one value, with
+    /// these two values. The ranges are in order and without gaps.
     pub fn zip<'m, U>(
         &'m self,
         other: &'m RangeMap<U>,
@@ -135,7 +135,7 @@ impl<T> Default for RangeMapBuilder<T> {
 }
 
 impl<T> RangeMapBuilder<T> {
-    /// The last MSR that has a value so far.
+    /// The last MSR to which the builder has given a value so far.
     #[must_use]
     pub fn last(&self) -> Option<MsrIndex> {
         self.lasts.last().copied()
@@ -162,7 +162,7 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// Returns the map. MSRs without a value get `rest`.
+    /// Returns the finished map. MSRs without a value get `rest`.
     #[must_use]
     pub fn finish(mut self, rest: T) -> RangeMap<T>
     where
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn join_merges_ranges_of_equal_value_and_finish_fills_the_rest() {
+    fn range_map_join_merges_ranges_of_equal_value_and_finish_fills_the_rest() {
         let joined = map(&[(3, 'a'), (5, 'a'), (9, 'b')], 'b');
         assert_eq!(shown(&joined), ["0x0..=0x5 a", "0x6..=0xffffffff b"]);
         let whole = map(&[(u32::MAX, 'a')], 'b');
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn push_keeps_ranges_of_equal_value_apart() {
+    fn range_map_push_keeps_ranges_of_equal_value_apart() {
         let mut builder = RangeMapBuilder::default();
         builder.push(MsrIndex::new(3), 'a');
         builder.push(MsrIndex::new(2), 'b');
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn lookup_finds_the_range_of_each_msr() {
+    fn range_map_lookup_finds_the_range_of_each_msr() {
         let map = map(&[(3, 'a'), (4, 'b')], 'c');
         let at = |index: u32| *map.at(MsrIndex::new(index));
         assert_eq!(
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn zip_splits_ranges_where_one_of_the_maps_changes() {
+    fn range_map_zip_splits_ranges_where_either_map_changes() {
         let (one, other) = (map(&[(3, 'a'), (9, 'b')], 'c'), map(&[(5, 'x')], 'y'));
         let zipped: Vec<_> = one
             .zip(&other)

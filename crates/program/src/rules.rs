@@ -15,25 +15,27 @@ use crate::pack::Verdicts;
 use crate::range_map::{RangeMap, RangeMapBuilder};
 use crate::settings::Log;
 
-/// Consecutive MSRs with the same action and logging, for the same reason.
+/// A rule: consecutive MSRs that have the same action and logging in one direction, decided by the same
+/// entry, default action or rule of KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'r> {
-    /// The MSRs.
+    /// The MSRs that the rule covers.
     pub msrs: MsrRange,
     /// The action for accesses to the MSRs.
     pub action: &'r Action,
-    /// The accesses that become events.
+    /// The log level: says which accesses to the MSRs become events.
     pub log: Log,
-    /// The entry, default or rule of KVM that decides.
+    /// The entry of the policy, the policy's default action, or the rule of KVM that the rule comes
+    /// from.
     pub by: DecidedBy,
 }
 
-/// An action, and the accesses that become events.
+/// An action for accesses, with the log level that says which of these accesses become events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
-    /// The action.
+    /// The action for the accesses.
     pub action: Action,
-    /// The accesses that become events.
+    /// The log level: says which of the accesses become events.
     pub log: Log,
 }
 
@@ -73,15 +75,15 @@ impl Rules {
         self.by_access[access as usize].len()
     }
 
-    /// The rule of one MSR.
+    /// The rule for accesses to one MSR in one direction.
     #[must_use]
     pub fn at(&self, index: MsrIndex, access: Access) -> Rule<'_> {
         let map = &self.by_access[access as usize];
         self.nth(map, map.place(index))
     }
 
-    /// Returns the outcome for one MSR and the entry that decides it. `hints` makes repeated calls
-    /// for the same MSR fast.
+    /// Returns the action and logging for accesses to one MSR, and the entry that decides them. `hints`
+    /// makes repeated calls for the same MSR fast.
     #[inline]
     pub(crate) fn at_again(
         &self,
@@ -127,8 +129,8 @@ impl Rules {
             .map(|(msrs, mine, theirs)| (self.rule(msrs, *mine), other.rule(msrs, *theirs)))
     }
 
-    /// Returns the line of the entry that decides, for people to read. An entry without a known
-    /// line counts as the default.
+    /// Returns the place in the policy that `by` stands for, for people to read: the line of an entry,
+    /// the default action, or KVM. An entry whose line is not known counts as the default action.
     #[must_use]
     pub fn origin(&self, by: DecidedBy) -> Origin {
         match by {
@@ -272,7 +274,7 @@ mod tests {
     /// A lookup returns the correct rule, even if its hint comes from a lookup of another MSR or in
     /// other rules.
     #[test]
-    fn stale_hint_is_rejected() {
+    fn rule_lookup_rejects_stale_hint() {
         let few = rules(&[0x1f, u32::MAX]);
         let many = rules(&[0, 0x10, 0x11, 0x20, 0x3f, 0x1000, 0xc000_0082, u32::MAX]);
         let mut hints = Hints::default();

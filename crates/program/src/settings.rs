@@ -1,18 +1,19 @@
-//! The settings of a whole policy, besides its default.
+//! The settings of a whole policy, except for its default action.
 
 use core::fmt;
 
-/// The mode: refusals are carried out, or only become events.
+/// The mode of a policy: it decides if the policy's refusals are carried out, or are only recorded as
+/// events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Refusals are carried out.
+    /// The accesses that the policy refuses are refused: the guest gets #GP, or the VMM ends the VM.
     #[default]
     Enforce,
-    /// No access is refused. A refusal that enforcing would cause becomes an event.
+    /// No access is refused. Each access that the mode `enforce` would refuse becomes an event instead.
     Audit,
 }
 
-/// The accesses that become events.
+/// A log level: says which accesses become events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Log {
     /// No access becomes an event.
@@ -43,12 +44,13 @@ impl Log {
 /// The handling of MSRs that KVM does not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unknown {
-    /// The action for a read; `Deny` is #GP.
+    /// The action for reads of MSRs that KVM does not know; under [`UnknownAction::Deny`] the guest
+    /// gets #GP.
     pub read: UnknownAction,
-    /// The action for a write.
+    /// The action for writes to MSRs that KVM does not know.
     pub write: UnknownAction,
-    /// The accesses to unknown MSRs that become events. `None` stands for the log level of the
-    /// MSR's rule.
+    /// The log level for accesses to MSRs that KVM does not know. `None` stands for the log level of
+    /// the rule that covers the MSR.
     pub log: Option<Log>,
 }
 
@@ -58,18 +60,18 @@ pub enum UnknownAction {
     /// The guest gets #GP, as from KVM itself.
     #[default]
     Deny,
-    /// A read returns this value.
+    /// A read of the MSR returns this value to the guest.
     Value(u64),
-    /// A write succeeds without an effect.
+    /// A write to the MSR succeeds without an effect.
     Ignore,
 }
 
-/// The microcode device, `[device.microcode]`.
+/// The settings of the emulated microcode device: the section `[device.microcode]` of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Microcode {
     /// The revision that the guest reads.
     pub revision: u32,
-    /// The handling of an update.
+    /// The handling of a microcode update that the guest starts.
     pub update: Update,
 }
 
@@ -80,7 +82,7 @@ pub enum Update {
     Accept,
     /// The update has no effect, and the guest gets no error.
     Ignore,
-    /// The guest gets #GP.
+    /// The guest's write that starts the update gets #GP.
     Deny,
 }
 

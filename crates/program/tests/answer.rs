@@ -36,7 +36,7 @@ const fn exit(index: u32, access: Access, data: u64, reason: ExitReason) -> Exit
     }
 }
 
-/// A vCPU under a policy. Its CPUID has all bits.
+/// A vCPU whose exits are answered under a policy, and whose CPUID has all bits set.
 struct Machine {
     responder: Responder,
     state: VcpuState,
@@ -156,7 +156,7 @@ fn write_to_emulated_register_changes_only_bits_of_its_mask() {
 
 /// Each MSR of a range is a register of its own, which reads and writes share.
 #[test]
-fn each_msr_of_a_range_is_its_own_register() {
+fn each_msr_of_a_register_range_is_its_own_emulated_register() {
     let mut machine = Machine::deny(
         "'0x200..=0x20f' = { register = { reset = 7, mask = '0xffff' } }\n\
          0x205 = { read = 'deny', write = { register = { reset = 9, mask = '0xff' } } }",
@@ -172,7 +172,7 @@ fn each_msr_of_a_range_is_its_own_register() {
 }
 
 #[test]
-fn pin_keeps_first_value_until_reset() {
+fn pin_keeps_first_written_value_until_vcpu_reset() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0),
@@ -210,7 +210,7 @@ fn forwarded_write_that_fails_pins_no_value() {
 }
 
 #[test]
-fn carry_of_mask_or_sticky_write_depends_on_current_register_value() {
+fn forwarded_mask_or_sticky_write_depends_on_current_register_value() {
     let mut machine = Machine::deny(
         "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
          IA32_LSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
@@ -239,7 +239,7 @@ fn carry_of_mask_or_sticky_write_depends_on_current_register_value() {
 /// If the guest's CPUID has no long mode, the guest has no LSTAR: its write gets #GP instead of
 /// being forwarded.
 #[test]
-fn register_missing_in_cpuid_is_not_forwarded() {
+fn access_to_register_missing_in_cpuid_is_not_forwarded() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     machine.state = VcpuState::new(&machine.responder, |bit| bit.feature != "LM");
     assert_eq!(machine.write(LSTAR, 1), (FAULT, Disposition::Denied));
@@ -289,7 +289,7 @@ fn response_to_unknown_msr_follows_the_setting_unknown() {
 }
 
 #[test]
-fn audit_mode_refuses_nothing() {
+fn audit_mode_lets_kvm_handle_accesses_that_the_policy_refuses() {
     let mut machine = Machine::new(
         "default = 'deny'\nmode = 'audit'",
         "0x10 = { read = 'kill', write = 'deny' }\n\
@@ -371,7 +371,7 @@ fn is_event_depends_on_log_and_disposition() {
 /// The kernel's filter follows the rules, except that it first denies the accesses that are to become
 /// events. The gate then opens the filter for one of these accesses at a time.
 #[test]
-fn verdicts_of_traced_program_open_one_access_at_a_time() {
+fn verdicts_of_logging_program_open_filter_for_one_access_at_a_time() {
     let machine = Machine::deny(
         "0x10 = 'r'\n0x11 = { read = 'allow', write = 'deny', log = 'first' }\n\
          0x12 = { read = { value = 1 }, write = 'deny' }",
@@ -398,7 +398,7 @@ fn verdicts_of_traced_program_open_one_access_at_a_time() {
 }
 
 #[test]
-fn state_under_new_program_keeps_shared_registers_and_pins() {
+fn vcpu_state_under_new_program_keeps_registers_and_pins_of_both_programs() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n";
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\n";
     let old = Responder::new(
@@ -468,18 +468,19 @@ fn vcpu_state_back_under_old_program_restores_values_that_only_it_has() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
-    // `under` is told the wrong program for this state. The result still has all registers of
-    // `old`.
+    // If the caller gives `under` the wrong program for this state, the result still has all registers
+    // of `old`.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
-    // A switch and a switch back without an access in between changes nothing.
+    // A switch to the new program and back, without an access in between, leaves the vCPU's state
+    // unchanged.
     let there = machine.state.under(&old, &new);
     let back = there.back(&new, &machine.state, &old);
     assert_eq!(back.save(&old), machine.state.save(&old));
 }
 
 #[test]
-fn restore_takes_whole_state_or_nothing() {
+fn vcpu_state_restore_that_fails_changes_nothing() {
     let entries = "'0x10..=0x12' = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }";
     let mut machine = Machine::deny(entries);
     assert_eq!(machine.write(0x11, 0x55).0, DONE);
@@ -499,9 +500,10 @@ fn restore_takes_whole_state_or_nothing() {
     assert_eq!(smaller.state.save(&smaller.responder), before);
 }
 
-/// The bytes were written by the first version and must always be readable.
+/// `Saved::decode` reads a state that the first version of the format encoded: such bytes must always
+/// be readable.
 #[test]
-fn decode_reads_saved_state_of_version_1() {
+fn saved_state_decode_reads_version_1() {
     let saved = Saved {
         registers: vec![(MsrIndex::new(0x10), 5), (MsrIndex::new(0x11), u64::MAX)],
         pins: vec![(MsrIndex::new(LSTAR), 0xffff_ffff_8100_0000)],
@@ -513,7 +515,7 @@ fn decode_reads_saved_state_of_version_1() {
 }
 
 #[test]
-fn decode_refuses_saved_state_that_is_truncated_or_has_trailing_bytes() {
+fn saved_state_decode_refuses_truncated_or_trailing_bytes() {
     let fixture = include_bytes!("fixtures/saved-v1.msrgv");
     for length in 0..fixture.len() {
         assert!(Saved::decode(&fixture[..length]).is_err(), "{length}");
@@ -534,7 +536,7 @@ fn responder_refuses_too_many_registers() {
 
 proptest! {
     #[test]
-    fn decode_of_any_bytes_returns_saved_state_or_error(
+    fn saved_state_decode_of_any_bytes_returns_state_or_error(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let _ = Saved::decode(&bytes);
@@ -544,9 +546,10 @@ proptest! {
         }
     }
 
-    /// A bit outside the mask never gets through; a bit inside the mask is never lost.
+    /// `Mask::apply` takes the bits inside the mask from the written value, and the bits outside the
+    /// mask from the current value.
     #[test]
-    fn applied_mask_changes_exactly_its_bits(current: u64, value: u64, bits: u64) {
+    fn mask_apply_changes_only_bits_of_the_mask(current: u64, value: u64, bits: u64) {
         let keep = Mask { bits, outside: Outside::Keep }.apply(current, value);
         prop_assert_eq!(keep, Some(value & bits | current & !bits));
         let deny = Mask { bits, outside: Outside::Deny }.apply(current, value);

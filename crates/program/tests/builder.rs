@@ -81,7 +81,7 @@ fn later_builder_call_decides_and_its_source_line_is_the_origin() {
 }
 
 #[test]
-fn build_refuses_invalid_calls() {
+fn builder_build_refuses_invalid_calls() {
     let deny = || ProgramBuilder::new(Verdict::Deny);
     let error_of = |builder: ProgramBuilder| builder.build().unwrap_err().to_string();
     let ignored = Unknown {
@@ -105,7 +105,7 @@ fn build_refuses_invalid_calls() {
 }
 
 #[test]
-fn configured_device_is_listed_in_devices() {
+fn program_devices_lists_devices_that_rules_use() {
     let microcode = Microcode {
         revision: 7,
         update: Update::Ignore,
@@ -120,7 +120,7 @@ fn configured_device_is_listed_in_devices() {
 }
 
 #[test]
-fn build_errors_have_messages() {
+fn builder_build_errors_have_messages() {
     let examples = [
         BuildError::Direction {
             action: "ignore",

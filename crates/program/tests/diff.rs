@@ -82,7 +82,7 @@ fn direction_of_change_to_wider_mask_is_looser() {
 }
 
 #[test]
-fn setting_changes_lists_changed_settings() {
+fn setting_changes_lists_each_changed_setting() {
     let of = |text: &str| {
         program(&format!("policy = 1\ndefault = 'allow'\n{text}"))
             .settings()
@@ -171,7 +171,7 @@ fn differences_lists_changed_log_of_entry_but_not_of_policy() {
     );
 }
 
-/// Values that a policy may give to an entry: actions under which a guest can do more or less.
+/// The texts of entries' actions: under some of them a guest can do more than under others.
 const VALUES: [&str; 8] = [
     "'rw'",
     "'r'",
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn no_looser_than_is_a_partial_order(
+    fn no_looser_than_is_a_partial_order_of_programs(
         one in any_program(), two in any_program(), three in any_program(),
     ) {
         prop_assert!(is_within(&one, &one));

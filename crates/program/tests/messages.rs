@@ -97,9 +97,10 @@ fn responder_errors_have_messages() {
     );
 }
 
-/// A saved state, a program and CPUID come from outside and may contain hostile text.
+/// Names in a saved state, in a program and in CPUID come from outside and may contain control
+/// characters; error messages show them within one line.
 #[test]
-fn hostile_text_in_errors_is_shown_in_one_line() {
+fn program_errors_show_control_characters_of_names_in_one_line() {
     let cpu = Cpu {
         vendor: HOSTILE.into(),
         family: 6,

@@ -119,7 +119,8 @@ fn pack_fits_0x30000_consecutive_msrs_and_refuses_one_more() {
 /// Finds the fewest windows by trying all sets of windows over a smaller space: a window has
 /// `length` MSRs instead of 0x3000, and each MSR has one need.
 fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
-    // The positions that each colour reaches, with the fewest windows that lead to them.
+    // A map from the positions up to which the windows of the three colours reach, to the fewest
+    // windows that reach so far.
     let mut states = HashMap::from([([0_usize; 3], 0_usize)]);
     for need in needs {
         let mut next = HashMap::new();

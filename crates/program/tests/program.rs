@@ -43,7 +43,7 @@ fn small(entries: &str) -> Program {
 }
 
 #[test]
-fn decode_returns_the_encoded_program() {
+fn program_decode_returns_the_encoded_program() {
     let everything = program(EVERYTHING);
     let bytes = everything.encode();
     assert_eq!(Program::decode(&bytes), Ok(everything.clone()));
@@ -68,7 +68,7 @@ fn decode_returns_the_encoded_program() {
 }
 
 #[test]
-fn reasons_contain_only_needed_exit_reasons() {
+fn program_reasons_contain_only_exit_reasons_that_its_rules_need() {
     let bits = |text: &str| small(text).variants()[0].reasons().bits();
     assert_eq!(bits("log = 'none'"), 0);
     assert_eq!(bits("log = 'none'\n[msrs]\n0x10 = 'rw'"), 0);
@@ -83,7 +83,7 @@ fn reasons_contain_only_needed_exit_reasons() {
 }
 
 #[test]
-fn digest_ignores_spelling_of_the_policy() {
+fn program_digest_ignores_spelling_of_the_policy() {
     let digest = |text: &str| small(text).digest();
     let one = digest("[msrs]\n'0x10..=0x12' = 'r'\n0x12 = 'rw'\n0x20 = 'w'");
     let other = digest(
@@ -103,7 +103,7 @@ fn digest_ignores_spelling_of_the_policy() {
 }
 
 #[test]
-fn digest_ignores_order_of_when_sections() {
+fn program_digest_ignores_order_of_when_sections() {
     let when = |models: &str, msr: &str| {
         format!(
             "[[when]]\ncpu = {{ vendor = 'GenuineIntel', model = {models} }}\n[when.msrs]\n{msr} = 'r'\n"
@@ -113,13 +113,13 @@ fn digest_ignores_order_of_when_sections() {
     let other = small(&(when("7", "0x20") + &when("[2, 3, 1]", "0x10")));
     assert_eq!(one.digest(), other.digest());
     assert_ne!(one.digest(), small(&when("7", "0x20")).digest());
-    // A `[[when]]` section that changes nothing.
+    // The `[[when]]` section gives an MSR the action that the MSR has without the section.
     let nothing = small(&format!("[msrs]\n0x10 = 'r'\n{}", when("7", "0x10")));
     assert_eq!(nothing.digest(), small("[msrs]\n0x10 = 'r'").digest());
 }
 
 #[test]
-fn decode_refuses_program_that_is_truncated_or_has_trailing_bytes() {
+fn program_decode_refuses_truncated_or_trailing_bytes() {
     let mut bytes = program(EVERYTHING).encode();
     for length in 0..bytes.len() {
         assert!(Program::decode(&bytes[..length]).is_err(), "{length}");
@@ -133,7 +133,7 @@ fn decode_refuses_program_that_is_truncated_or_has_trailing_bytes() {
 /// covers the rules and the settings, and `decode` compares the filter and the exit reasons with the rules.
 /// Most other bytes only tell where decisions come from.
 #[test]
-fn decode_detects_changed_byte_that_changes_behaviour() {
+fn program_decode_refuses_changed_byte_that_would_change_behaviour() {
     let before = program(EVERYTHING);
     let reasons = |program: &Program| -> Vec<_> {
         let variants = program.variants().iter();
@@ -153,7 +153,7 @@ fn decode_detects_changed_byte_that_changes_behaviour() {
 }
 
 #[test]
-fn decode_refuses_invalid_values() {
+fn program_decode_refuses_invalid_values() {
     let bytes = small("[msrs]\n0x10 = 'rw'").encode();
     let decode = |at: usize, value: u8| {
         let mut changed = bytes.clone();
@@ -183,7 +183,7 @@ impl Includes for EmptyPolicies {
 /// If two files of a program have the same name, `decode` refuses the program, because a line is
 /// identified by the name of its file.
 #[test]
-fn decode_refuses_two_files_of_one_name() {
+fn program_decode_refuses_two_files_of_one_name() {
     let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"i.toml\", \"j.toml\"]\n";
     let parsed = parse(&Source::new("p.toml", text), &mut EmptyPolicies).unwrap();
     let mut bytes = compile(parsed).unwrap().into_program().encode();
@@ -199,7 +199,7 @@ fn decode_refuses_two_files_of_one_name() {
 /// If a length is larger than the number of remaining bytes, `decode` fails without allocating
 /// memory for that length.
 #[test]
-fn decode_does_not_allocate_for_missing_bytes() {
+fn program_decode_does_not_allocate_for_missing_bytes() {
     let mut bytes = small("").encode();
     let name = 42;
     bytes[name] = 1;
@@ -211,7 +211,7 @@ fn decode_does_not_allocate_for_missing_bytes() {
 }
 
 #[test]
-fn of_filter_makes_program_whose_rules_match_the_filter() {
+fn program_of_filter_has_rules_that_match_the_filter() {
     let bitmap = Bitmap::from_fn(9, |offset| offset % 3 == 0).unwrap();
     let ranges = vec![
         Range::new(Accesses::Read, MsrIndex::new(0x7fc), bitmap.clone()),
@@ -236,10 +236,10 @@ fn of_filter_makes_program_whose_rules_match_the_filter() {
     assert_eq!(Program::decode(&program.encode()), Ok(program));
 }
 
-/// Version 1 must always be readable: a change of what `fixtures/program-v1.msrg` means is a
-/// defect.
+/// `Program::decode` reads a program file of format version 1, `fixtures/program-v1.msrg`, and gives it
+/// the same meaning as ever.
 #[test]
-fn decode_reads_program_of_version_1() {
+fn program_decode_reads_version_1() {
     let bytes = include_bytes!("fixtures/program-v1.msrg");
     let source = Source::new("program-v1.toml", include_str!("fixtures/program-v1.toml"));
     let compiled = compile(parse(&source, &mut NoIncludes).unwrap()).unwrap();
@@ -252,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn decode_of_any_bytes_returns_program_or_error(
+    fn program_decode_of_any_bytes_returns_program_or_error(
         mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
         is_headed in any::<bool>(),
     ) {

@@ -47,7 +47,7 @@ fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
 
 /// The planes that are refused as a whole contain only hidden characters.
 #[test]
-fn is_shown_refuses_no_plane_with_letters() {
+fn is_shown_refuses_no_whole_plane_that_has_letters() {
     let hidden = r"[[\p{Cn}\p{Co}\p{Default_Ignorable_Code_Point}]&&[\x{40000}-\x{10ffff}]]";
     assert_eq!(ranges(hidden), [('\u{40000}', char::MAX)]);
 }

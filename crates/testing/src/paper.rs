@@ -9,30 +9,30 @@ use msrgate_kvm::filter::Exit;
 use msrgate_kvm::gate::{AnswerError, Gate, GateError, Outcome, VcpuGate};
 use msrgate_kvm::{Access, Disposition, ExitReason, MsrIndex, Reply};
 
-/// An access with the disposition that the gate must give it.
+/// An MSR access of the guest, with the disposition that the gate must give the access.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// The case's name.
+    /// The name of the case.
     pub name: &'static str,
-    /// The access.
+    /// The MSR exit that the access causes.
     pub exit: Exit,
-    /// The gate's disposition under the [`policy`].
+    /// The disposition that the gate must give the access under the [`policy`].
     pub disposition: Disposition,
-    /// The preparation of the vCPU before the access.
+    /// The preparation of the vCPU that the access needs.
     pub before: Before,
 }
 
 /// The preparation that a vCPU needs before the access of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// No preparation.
+    /// The vCPU needs no preparation.
     Nothing,
-    /// A write of the case's register by the host, after which the guest does not write the register.
+    /// The VMM sets the case's register, and the guest has not written the register since.
     HostWrote,
-    /// A write of this value to the case's register by the guest.
+    /// The guest writes this value to the case's register.
     Write(u64),
-    /// Accesses to two registers that share a slot of the vCPU's cache of rules with the case's
-    /// register.
+    /// The guest accesses two registers that share a slot of the vCPU's cache of rules with the case's
+    /// register, so that the cache has no rule for the case.
     Elsewhere,
 }
 
@@ -69,7 +69,7 @@ IA32_BIOS_UPDT_TRIG = { device = 'microcode' }
 
 const LSTAR: u32 = 0xc000_0082;
 
-/// Returns all cases.
+/// Returns the cases: accesses that the gate answers in different ways.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let read = |name, index, disposition| case(name, index, Access::Read, 0, disposition);
@@ -154,7 +154,7 @@ pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
     ]
 }
 
-/// Creates a vCPU of a gate without a kernel.
+/// Creates a vCPU that has a gate, but no kernel behind it.
 ///
 /// # Errors
 /// Returns the errors of [`Gate::vcpu`].
@@ -188,7 +188,8 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     }
 }
 
-/// Lets the gate answer a case completely, its handler request included.
+/// Lets the gate answer the access of a case. If the answer is a handler request, completes this
+/// request too.
 ///
 /// # Errors
 /// Returns the errors of [`VcpuGate::answer`] and [`VcpuGate::finish`].

@@ -11,7 +11,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-/// The name of the included file.
+/// The name of the file that a random policy includes.
 const BASE: &str = "base.toml";
 
 /// A randomly generated policy, some of whose entries may contradict others.
@@ -32,16 +32,17 @@ struct EntryPlan {
     is_final: bool,
 }
 
-/// The key of an entry.
+/// A plan of the key of a policy's entry.
 #[derive(Clone, Debug)]
 enum KeyPlan {
     Own(String),
-    /// One of the keys of an outer section, which the entry overrides: a key of the included file, or for
-    /// a `[[when]]` also one of `[msrs]`.
+    /// A key that an outer section has already, so that the entry overrides that section's entry. The
+    /// outer section is that of the included file or, for an entry in a `[[when]]`, also `[msrs]`.
     Outer(Index),
 }
 
-/// A generated policy. Entries that contradict earlier ones or do not fit into the filter are left out.
+/// A random policy after compilation. Entries that contradict earlier entries, or with which the policy
+/// does not fit a filter, were left out.
 #[derive(Debug)]
 pub struct Drawn {
     /// The text of the included file, if there is one, and after it the policy's text.
@@ -79,7 +80,8 @@ pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     )
 }
 
-/// Generates an entry. On average, `overriding` of 8 generated entries override another entry.
+/// Generates an entry of a policy. On average, `overriding` of 8 generated entries override another
+/// entry.
 fn entry(overriding: u32) -> impl Strategy<Value = EntryPlan> {
     let own = key().prop_map(KeyPlan::Own);
     let outer = any::<Index>().prop_map(KeyPlan::Outer);
@@ -109,7 +111,7 @@ fn key() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Generates an index near a place where registers or hardware bitmaps begin or end.
+/// Generates an MSR index near a place where registers or hardware bitmaps begin or end.
 fn index() -> impl Strategy<Value = u32> {
     const EDGES: [u32; 12] = [
         0x0,
@@ -136,8 +138,8 @@ fn length() -> impl Strategy<Value = u32> {
     prop_oneof![6 => 0..0x20_u32, 2 => 0..0x800_u32, 1 => 0x2ff0..0x3010_u32]
 }
 
-/// Generates the text of an entry's value without the braces: its actions for reads and writes, or an
-/// emulated register.
+/// Generates the text to the right of an entry's key, without the braces: the actions for reads and
+/// writes, or an emulated register.
 fn says() -> impl Strategy<Value = String> {
     let either = [
         "\"allow\"",
@@ -196,7 +198,7 @@ impl Includes for Base<'_> {
     }
 }
 
-/// The section of an entry.
+/// The section of the policy in which an entry stands.
 #[derive(Clone, Copy)]
 enum Section {
     Base,
@@ -212,8 +214,8 @@ struct Draw {
 }
 
 impl PolicyPlan {
-    /// Compiles the policy. Entries that contradict earlier ones or do not fit into the filter are left
-    /// out.
+    /// Compiles the policy. Leaves out entries that contradict earlier entries, or with which the
+    /// policy does not fit a filter.
     ///
     /// # Errors
     /// Returns an error if the remaining policy cannot be compiled.

@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use crate::generated::{compare, write};
 
-/// The head of the page. `crates/cli/tests/docs.rs` reads what follows it.
+/// The text at the head of `docs/evidence.md`. `crates/cli/tests/docs.rs` reads the lists after this
+/// text.
 const HEAD: &str = "\
 # Evidence
 
@@ -23,10 +24,10 @@ This page lists what shows each numbered statement, promise and claim of the doc
   contradicts it. The doctor says why if it cannot show a statement.
 - *By source* means that the statement was read in the kernel's source, and that no test measures it.
 
-`kvm::model_vs_kernel::model_and_kernel_agree_on_random_sequences` stands behind each test of the model. It runs the same random masks,
-filters and accesses on the model and on a real KVM, and compares the results (S1.9, S2, S3, S5). The tests of the target `nested`, whose
-guest is a hypervisor, need a KVM that offers SVM to guests, such as the one in [the lab](hosts.md#the-lab). Those of `publish::model`,
-`ring::model`, `kick::model` and `published::model` run under loom only: `scripts/check loom`.
+`kvm::model_vs_kernel::model_and_kernel_agree_on_random_masks_filters_and_accesses` stands behind each test of the model. It runs the
+same random masks, filters and accesses on the model and on a real KVM, and compares the results (S1.9, S2, S3, S5). The tests of the
+target `nested`, whose guest is a hypervisor, need a KVM that offers SVM to guests, such as the one in [the lab](hosts.md#the-lab). The
+tests of `publish::model`, `ring::model`, `kick::model` and `published::model` run under loom only: `scripts/check loom`.
 ";
 
 #[derive(Deserialize)]
@@ -38,7 +39,7 @@ struct Evidence {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    /// A file or a folder, from `docs`.
+    /// The path of the document, a file or a folder, relative to `docs`.
     path: String,
     claim: Vec<Claim>,
 }
@@ -50,21 +51,22 @@ struct Claim {
     title: String,
     #[serde(default)]
     tests: Vec<String>,
-    /// The numbers of the doctor's statements.
+    /// The numbers of the doctor's statements that show the claim.
     #[serde(default)]
     doctor: Vec<String>,
     /// The part of the claim that no test shows, and the reason.
     note: Option<String>,
 }
 
-/// Writes the page into `docs`.
+/// Writes the page `evidence.md` into `docs`.
 pub(crate) fn regenerate(docs: &Path) -> anyhow::Result<()> {
     write(files(docs)?)
 }
 
-/// Returns an error if the page in `docs` differs from the map.
+/// Returns an error if the page `evidence.md` in `docs` differs from the page that `evidence.toml`
+/// produces.
 pub(crate) fn check(docs: &Path) -> anyhow::Result<()> {
-    let how = "docs/evidence.toml says: run `cargo run -p xtask -- evidence`";
+    let how = "the page that docs/evidence.toml produces: run `cargo run -p xtask -- evidence`";
     compare(files(docs)?, how)
 }
 
@@ -111,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn committed_page_matches_map() {
+    fn committed_evidence_page_matches_evidence_toml() {
         check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")).unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
-/// Writes the files.
+/// Writes each text to the file at its path.
 pub(crate) fn write(files: Vec<(PathBuf, String)>) -> anyhow::Result<()> {
     for (path, text) in files {
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -13,14 +13,15 @@ pub(crate) fn write(files: Vec<(PathBuf, String)>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns an error if a committed file differs. `source` completes the message "FILE is not what …": it
-/// names the source and the command that regenerates the file.
+/// Returns an error if a committed file differs from its generated text. `source` completes the message
+/// "FILE differs from …": `source` names what the file is generated from, and the command that
+/// regenerates the file.
 pub(crate) fn compare(files: Vec<(PathBuf, String)>, source: &str) -> anyhow::Result<()> {
     for (path, text) in files {
         let committed =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         if committed != text {
-            bail!("{} is not what {source}", path.display());
+            bail!("{} differs from {source}", path.display());
         }
     }
     Ok(())

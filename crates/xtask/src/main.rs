@@ -2,8 +2,9 @@
 //!
 //! `cargo run -p xtask -- registers` regenerates the register table of `msrgate-policy` from
 //! `crates/policy/data`. `cargo run -p xtask -- schema` regenerates the JSON schema of the policy language
-//! in `docs`. `cargo run -p xtask -- evidence` regenerates the page of tests in `docs` from its map. With
-//! `--check` each only compares, and fails if a committed file is out of date.
+//! in `docs`. `cargo run -p xtask -- evidence` regenerates the page `docs/evidence.md`, which names the
+//! tests of each statement, from `docs/evidence.toml`. With `--check` each of these commands only
+//! compares, and fails if a committed file is out of date.
 #![forbid(unsafe_code)]
 
 mod evidence;

@@ -1,7 +1,9 @@
-//! Generator of the register table of `msrgate-policy`: it reads raw lists and writes Rust source.
+//! Generator of the register table of `msrgate-policy`: it reads the lists of MSR names in
+//! `crates/policy/data` and writes Rust source.
 //!
 //! [`sources`] reads each list into mentions of registers, [`weed`] drops names that name no register,
-//! [`merge`] combines all mentions of an index into one row with one name, and [`emit`] writes the rows.
+//! [`merge`] combines all mentions of an MSR's index into one row with one name, and [`emit`] writes
+//! the rows.
 
 mod emit;
 mod merge;
@@ -19,7 +21,7 @@ pub(crate) fn regenerate(policy: &Path) -> anyhow::Result<()> {
 
 /// Returns an error if a generated file of the policy crate differs from what its data produces.
 pub(crate) fn check(policy: &Path) -> anyhow::Result<()> {
-    let how = "crates/policy/data says: run `cargo run -p xtask -- registers`";
+    let how = "the text that crates/policy/data produces: run `cargo run -p xtask -- registers`";
     compare(generate(policy)?, how)
 }
 
@@ -48,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_linux_and_ia32_doc_keep_their_index() {
+    fn register_names_of_linux_and_ia32_doc_keep_their_index() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
         let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
         let mut names = 0;
@@ -58,7 +60,10 @@ mod tests {
             }
             for name in &mention.names {
                 let Named::One(register) = by_name(&name.text) else {
-                    panic!("{} is no register or several", name.text);
+                    panic!(
+                        "the name {} stands for no register or for several",
+                        name.text
+                    );
                 };
                 // data/README.md explains this one exception.
                 if name.text != "MSR_IA32_PMC0" {

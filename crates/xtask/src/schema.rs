@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use crate::generated::{compare, write};
 
-/// Writes the schema into `docs`.
+/// Writes the JSON schema of the policy language into `docs`.
 pub(crate) fn regenerate(docs: &Path) -> anyhow::Result<()> {
     write(files(docs))
 }
 
-/// Returns an error if the schema in `docs` differs from the one of the language.
+/// Returns an error if the JSON schema in `docs` differs from that of the policy language today.
 pub(crate) fn check(docs: &Path) -> anyhow::Result<()> {
-    let how = "the language is: run `cargo run -p xtask -- schema`";
+    let how = "the schema of the policy language: run `cargo run -p xtask -- schema`";
     compare(files(docs), how)
 }
 

@@ -28,7 +28,7 @@ fn ioctl_number_contains_struct_size() {
 /// S1.7: each field is encoded at the offset at which the kernel reads it. Each field has a
 /// different value, so that the test notices a swap of two fields.
 #[test]
-fn encode_puts_fields_where_the_kernel_reads_them() {
+fn request_encode_puts_fields_where_the_kernel_reads_them() {
     let mut request = Request {
         flags: 0x0403_0201,
         ..Request::default()
@@ -68,7 +68,7 @@ fn encode_puts_fields_where_the_kernel_reads_them() {
 }
 
 #[test]
-fn decode_refuses_struct_of_another_size() {
+fn request_decode_refuses_struct_of_wrong_size() {
     for width in CallerWidth::ALL {
         let expected = width.struct_size();
         for found in [0, 1, expected - 1, expected + 1] {
@@ -83,7 +83,7 @@ fn decode_refuses_struct_of_another_size() {
 }
 
 #[test]
-fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
+fn request_encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
     let mut request = Request::default();
     request.ranges[3].bitmap = UserAddress::new(u64::from(u32::MAX));
     assert!(request.encode(CallerWidth::Bits32).is_ok());
@@ -97,7 +97,7 @@ fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
 }
 
 #[test]
-fn segment_is_readable_only_within_its_bounds() {
+fn memory_segment_is_readable_only_within_its_bounds() {
     let bytes = [1, 2, 3, 4];
     let start = UserAddress::new(u64::MAX - 7);
     let segment = Segment {
@@ -161,7 +161,7 @@ fn narrowed(mut request: Request) -> Request {
 proptest! {
     /// S1.7: any struct, valid or not, is unchanged after encoding and decoding.
     #[test]
-    fn decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
+    fn request_decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
         let wide = Request { flags, ranges };
         let narrow = narrowed(wide.clone());
         for (width, request) in [(CallerWidth::Bits64, wide), (CallerWidth::Bits32, narrow)] {
@@ -173,14 +173,14 @@ proptest! {
 
     /// Any bytes, except for padding, are unchanged after decoding and encoding.
     #[test]
-    fn encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
+    fn request_encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
         let request = Request::decode(&bytes, CallerWidth::Bits32).unwrap();
         prop_assert_eq!(request.encode(CallerWidth::Bits32), Ok(bytes));
     }
 
     /// A set call that reads the encoded bytes of a filter sets an equal filter.
     #[test]
-    fn filter_set_from_its_own_bytes_is_unchanged(filter in filter()) {
+    fn filter_set_by_its_own_encoded_bytes_is_unchanged(filter in filter()) {
         let (struct_at, bitmaps_at) = (UserAddress::new(0x1000), UserAddress::new(0x7fff_f001));
         let (request, bitmaps) = Request::of(&filter, bitmaps_at);
         for width in CallerWidth::ALL {

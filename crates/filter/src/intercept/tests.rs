@@ -129,10 +129,10 @@ fn svm_bits_at_region_edges_are_where_the_manual_puts_them() {
     every_edge_has_its_bit::<Svm>();
 }
 
-/// S6.1, S6.2: the MSRs directly before and after a region always exit, even if every access that
-/// can pass does.
+/// S6.1, S6.2: accesses to the MSRs directly before and after a region always exit, even if the map
+/// passes every access to the MSRs in its regions.
 #[test]
-fn msr_outside_all_regions_always_exits() {
+fn access_to_msr_outside_all_bitmap_regions_always_exits() {
     let vmx = computed::<Vmx>(want_all, allow_all);
     let svm = computed::<Svm>(want_all, allow_all);
     let outside_of_both = [
@@ -158,7 +158,7 @@ fn msr_outside_all_regions_always_exits() {
 
 /// S6.2: the last 2 KiB of the SVM map are ones. All other bits are 0 if every access passes.
 #[test]
-fn svm_reserved_bytes_stay_ones() {
+fn reserved_bytes_of_svm_map_stay_ones() {
     let map = computed::<Svm>(want_all, allow_all);
     let (used, reserved) = map.as_bytes().split_at(0x1800);
     assert!(used.iter().all(|&byte| byte == 0));
@@ -169,7 +169,7 @@ fn svm_reserved_bytes_stay_ones() {
 
 /// S6.3: an access passes only if the hypervisor wants it to and the filter allows it.
 #[test]
-fn recompute_passes_only_wanted_and_allowed_accesses() {
+fn recompute_of_intercept_map_passes_only_wanted_and_allowed_accesses() {
     let index = MsrIndex::new(0x10);
     for wanted in [PassThrough::Wanted, PassThrough::Unwanted] {
         for allowed in [Verdict::Allow, Verdict::Deny] {
@@ -182,7 +182,7 @@ fn recompute_passes_only_wanted_and_allowed_accesses() {
 
 /// S6.4: the filter does not affect x2APIC registers, and `recompute` does not ask it about them.
 #[test]
-fn recompute_ignores_the_filter_for_x2apic() {
+fn recompute_of_intercept_map_ignores_filter_for_x2apic() {
     let edges = [(0x7ff, true), (0x800, false), (0x8ff, false), (0x900, true)];
     for access in Access::ALL {
         let decide = |index: MsrIndex, _| {
@@ -200,9 +200,9 @@ fn recompute_ignores_the_filter_for_x2apic() {
     }
 }
 
-/// S6.3: no bit of an earlier computation remains.
+/// S6.3: `recompute` sets every bit of the map, so that no bit of an earlier computation remains.
 #[test]
-fn recompute_forgets_earlier_bits() {
+fn recompute_of_intercept_map_forgets_earlier_bits() {
     let mut map = SvmMap::exit_all();
     map.recompute(want_all, allow_all);
     map.recompute(|_, _| PassThrough::Unwanted, allow_all);
@@ -213,7 +213,7 @@ fn recompute_forgets_earlier_bits() {
 /// Both maps have the size that the manuals say, and begin at a page: the processor takes only a
 /// physical address whose low 12 bits are 0.
 #[test]
-fn maps_are_page_aligned() {
+fn intercept_maps_are_page_aligned() {
     assert_eq!(
         (size_of::<VmxBitmap>(), align_of::<VmxBitmap>()),
         (4096, 4096)
@@ -222,7 +222,7 @@ fn maps_are_page_aligned() {
 }
 
 #[test]
-fn debug_shows_number_of_passing_accesses() {
+fn debug_of_intercept_map_shows_number_of_passing_accesses() {
     let map = computed::<Vmx>(want_all, allow_all);
     assert_eq!(alloc::format!("{map:?}"), "VmxBitmap(32768 accesses pass)");
 }
@@ -296,7 +296,7 @@ proptest! {
     /// S6.1 to S6.4: under a random filter, every bit of both maps is as a slow and obvious loop
     /// computes it.
     #[test]
-    fn recompute_matches_obvious_loop(seed: u64) {
+    fn recompute_of_intercept_map_matches_obvious_loop(seed: u64) {
         let filter = filter(seed);
         let decide = |index, access| filter.decide(index, access);
         let vmx = computed::<Vmx>(wants(seed), decide);
@@ -308,7 +308,7 @@ proptest! {
     /// S6.5: an access exits under the merged map if it exits under either map. If one map intercepts
     /// nothing, the merged map equals the other map.
     #[test]
-    fn merged_map_intercepts_each_access_that_one_of_the_maps_intercepts(one: u64, other: u64) {
+    fn merged_intercept_map_intercepts_each_access_that_either_map_intercepts(one: u64, other: u64) {
         let level1 = computed::<Svm>(wants(one), allow_all);
         let level0 = computed::<Svm>(wants(other), allow_all);
         let merged = level1.merged_with(&level0);

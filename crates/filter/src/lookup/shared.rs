@@ -34,7 +34,7 @@ impl SharedLookup {
 impl Slot for SharedLookup {
     type Content = Lookup;
 
-    /// Copies the lookup table `content`. The words past the end of `content` stay as they are: no entry
+    /// Copies the lookup table `content`. The words past the end of `content` stay as they are: no word
     /// of the copied hash table leads to them.
     fn fill(&self, content: &Lookup) {
         let store = |to: &AtomicU64, from: &u64| to.store(*from, Ordering::Relaxed);

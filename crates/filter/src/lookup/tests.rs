@@ -69,7 +69,7 @@ fn range() -> impl Strategy<Value = Range> {
     })
 }
 
-/// Generates any filter that can be set, of either revision.
+/// Generates random filters that a set call accepts, of either revision.
 pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
     let default_action = prop_oneof![Just(DefaultAction::Allow), Just(DefaultAction::Deny)];
@@ -136,7 +136,7 @@ fn largest(accesses: Accesses) -> Filter {
 }
 
 #[test]
-fn largest_lookup_fits_max_words_and_footprint() {
+fn largest_lookup_table_fits_max_words_and_footprint() {
     let filter = largest(Accesses::Both);
     assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
     assert!(
@@ -171,9 +171,10 @@ fn decide_finds_each_of_sixteen_adjacent_ranges() {
     }
 }
 
-/// S3.2: without a filter every access is allowed, and the x2APIC exemption still comes first.
+/// S3.2: without a filter every access is allowed. For an x2APIC register the reason is still that no
+/// filter covers it, not that there is no filter.
 #[test]
-fn decide_without_a_filter_allows_all() {
+fn decide_without_a_filter_allows_every_access() {
     let cases = [
         (Revision::Mainline, 0x10, Because::NoFilter),
         (Revision::Mainline, 0x8ff, Because::X2apic),

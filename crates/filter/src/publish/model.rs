@@ -74,7 +74,7 @@ fn publish_does_not_fill_a_slot_with_a_reader() {
 /// Three publications use both turns and fill both slots. None of them fills the slot that a reader
 /// is in, whichever turn the reader has loaded.
 #[test]
-fn publish_waits_for_stragglers_of_earlier_turns() {
+fn publish_waits_for_readers_that_arrived_in_earlier_turns() {
     check(|| {
         let published = published::<1>();
         let reader = thread::spawn({
@@ -109,7 +109,7 @@ fn read_after_publish_finds_new_content() {
 }
 
 #[test]
-fn publish_waits_for_readers_of_all_stripes() {
+fn publish_waits_for_old_readers_in_all_stripes() {
     check(|| {
         let published = published::<2>();
         let readers = [0, 1].map(|reader| {
@@ -125,7 +125,7 @@ fn publish_waits_for_readers_of_all_stripes() {
 }
 
 #[test]
-fn concurrent_publishes_take_turns() {
+fn concurrent_publishes_run_one_after_the_other() {
     check(|| {
         let published = published::<1>();
         let writer = thread::spawn({

@@ -176,7 +176,7 @@ fn s2_4_set_checks_each_range() {
 }
 
 #[test]
-fn s2_4_bitmaps_are_read_in_whole_words() {
+fn s2_4_set_reads_bitmaps_in_whole_words() {
     let one = |nmsrs, bytes| request(1, [(0, before_end(nmsrs, bytes))]);
     check([
         ("1 MSR, 8 bytes", one(1, 8), Ok(1), Ok(1)),
@@ -228,7 +228,7 @@ fn s2_4_set_ignores_empty_ranges() {
 }
 
 #[test]
-fn s2_4_first_failed_check_decides_the_error() {
+fn s2_4_first_failed_check_of_set_decides_the_error() {
     let order = |first, second| request(1, [(2, first), (7, second)]);
     let (no_flag, long) = (flagged(0, range(1)), range(0x3001));
     check([
@@ -390,7 +390,7 @@ fn verdict(filter: &Filter, index: u32) -> Verdict {
 
 /// S2.7 on v6: guests see the filter cleared, then the incomplete filter under the new default.
 #[test]
-fn s2_7_v6_publishes_after_each_range() {
+fn s2_7_v6_publishes_unfinished_filter_after_each_range() {
     let ranges = [(1, at(0x10, range(1))), (4, at(0x20, range(1)))];
     let call = call(Revision::V6, CallerWidth::Bits64, &request(1, ranges));
     let counts: Vec<_> = call
@@ -423,7 +423,7 @@ fn s2_7_v6_publishes_after_each_range() {
 /// S2.7 on v6: a failed call leaves the ranges before the invalid one. If the first range is
 /// invalid, every access is allowed.
 #[test]
-fn s2_7_failed_set_on_v6_leaves_earlier_ranges() {
+fn s2_7_failed_set_on_v6_leaves_ranges_before_the_invalid_one() {
     let after_good = request(1, [(0, range(1)), (1, unreadable(1)), (2, range(1))]);
     let call_after_good = call(Revision::V6, CallerWidth::Bits64, &after_good);
     assert_eq!(outcome(&call_after_good), efault(1));
@@ -440,7 +440,7 @@ fn s2_7_failed_set_on_v6_leaves_earlier_ranges() {
 
 /// S3.6: bits past `nmsrs` in the last word are not part of the filter.
 #[test]
-fn s3_6_set_drops_surplus_bits() {
+fn s3_6_set_drops_bitmap_bits_past_the_last_msr() {
     let call = call(
         Revision::Mainline,
         CallerWidth::Bits64,

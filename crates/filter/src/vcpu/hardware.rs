@@ -9,13 +9,13 @@ use crate::msr::{Access, MsrIndex};
 /// The virtualization extension that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hardware {
-    /// Intel VMX.
+    /// Intel's extension, VMX.
     Vmx,
-    /// AMD SVM.
+    /// AMD's extension, SVM.
     Svm,
 }
 
-/// The processor's handling of an access.
+/// The processor's handling of an MSR access, by its intercept bitmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intercept {
     /// The access leaves guest mode.
@@ -24,7 +24,7 @@ pub(super) enum Intercept {
     Passes,
 }
 
-/// The accesses that leave guest mode.
+/// The MSR accesses that leave guest mode, by the intercept bitmap of the vCPU.
 pub(super) enum Intercepts {
     /// All accesses: the hypervisor passes nothing through.
     All,

@@ -8,9 +8,9 @@ use crate::registers::Registers;
 /// One element of an MSR list that a guest hypervisor made and KVM processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListAccess {
-    /// An element of a VM-entry or VM-exit MSR-load list: the value goes to the register.
+    /// An element of a VM-entry or VM-exit MSR-load list: KVM loads this value into the register.
     Load(u64),
-    /// An element of a VM-exit MSR-store list: the value of the register goes to the list.
+    /// An element of a VM-exit MSR-store list: KVM stores the value of the register into the list.
     Store,
 }
 
@@ -19,7 +19,7 @@ pub enum ListAccess {
 pub enum ListOutcome {
     /// The register now has the value from the list.
     Loaded,
-    /// The list gets this value, which the register had.
+    /// The list now has this value, which KVM has read from the register.
     Stored(u64),
     /// The nested entry or exit fails. The VM's reason mask does not matter: the failure never
     /// becomes an exit to user space.

@@ -20,14 +20,14 @@ impl<R> Vcpu<R> {
         self.recompute();
     }
 
-    /// Returns true if `MSR_FILTER_CHANGED` is pending: the vCPU handles the request at its next
-    /// entry.
+    /// Returns true if the request `MSR_FILTER_CHANGED` is pending: the vCPU handles the request at its
+    /// next VM entry.
     #[must_use]
     pub fn is_recompute_pending(&self) -> bool {
         self.seen != self.shared.changes()
     }
 
-    /// Handles the pending request, as `KVM_RUN` does before each entry.
+    /// Handles the pending request, as `KVM_RUN` does before each VM entry.
     pub(super) fn handle_requests(&mut self) {
         if self.is_recompute_pending() {
             self.recompute();

@@ -20,7 +20,7 @@ impl Instruction {
     /// The length of the instruction, in bytes.
     pub const LENGTH: u64 = 2;
 
-    /// The direction of the access.
+    /// The direction of the access: RDMSR reads, WRMSR writes.
     #[must_use]
     pub const fn access(self) -> Access {
         match self {
@@ -36,25 +36,25 @@ impl Instruction {
 /// handles. The model does, so that its caller can look at the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunExit {
-    /// The instruction is done and RIP is past it. The processor or KVM executed the instruction,
-    /// or KVM completed its exit.
+    /// The instruction is complete, and RIP is past it: the processor or KVM has executed the
+    /// instruction, or KVM has completed the exit that the instruction had caused.
     Retired,
     /// The guest's handler was called for #GP(0), with this address on its stack (S5.7). RIP keeps
     /// the address, because the model has no handler.
     GeneralProtection {
-        /// The address on the handler's stack.
+        /// The address that the guest's handler finds on its stack.
         rip: u64,
     },
     /// `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`: RIP is at the instruction and no register has
     /// changed (S5.3). Call [`Vcpu::reply`], then run the vCPU again.
     Msr(Exit),
-    /// `KVM_EXIT_DEBUG`: the instruction is done, under single-step.
+    /// `KVM_EXIT_DEBUG`: the instruction is complete, and single-step makes `KVM_RUN` return.
     Debug,
-    /// EINTR: `immediate_exit` was set (S5.6).
+    /// `KVM_RUN` returned EINTR without entering the guest, because `immediate_exit` was set (S5.6).
     Interrupted,
 }
 
-/// The result of `KVM_RUN` up to the guest's next instruction.
+/// The result of [`Vcpu::enter`]: of `KVM_RUN` up to the guest's next instruction.
 pub enum Entry<'a, R> {
     /// The vCPU is in guest mode.
     Guest(GuestMode<'a, R>),
@@ -69,7 +69,7 @@ pub struct GuestMode<'a, R> {
     vcpu: &'a mut Vcpu<R>,
 }
 
-/// The result of one instruction.
+/// The result of one instruction that [`GuestMode::execute`] executed.
 pub struct Executed<'a, R> {
     /// The outcome of the instruction.
     pub outcome: RunExit,
@@ -132,7 +132,7 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Moves RIP past the instruction.
+    /// Moves RIP past the instruction that is complete.
     const fn retire(&mut self) -> RunExit {
         self.gprs.rip = self.gprs.rip.wrapping_add(Instruction::LENGTH);
         match self.single_step {

@@ -2,7 +2,7 @@
 
 use crate::revision::Revision;
 
-/// A `KVM_CAP_*` number.
+/// A capability of KVM, by its number `KVM_CAP_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Capability(u32);
 
@@ -38,12 +38,12 @@ impl Capability {
 pub struct Extension(i32);
 
 impl Extension {
-    /// The capability is absent.
+    /// The kernel does not have the capability.
     pub const ABSENT: Self = Self(0);
-    /// The capability is present, without further information.
+    /// The kernel has the capability, and says no more about it.
     pub const PRESENT: Self = Self(1);
 
-    /// The returned number.
+    /// The number that `KVM_CHECK_EXTENSION` returns.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0

@@ -42,7 +42,7 @@ fn s10_1_filter_is_asked_before_ignore_msrs() {
 }
 
 #[test]
-fn s10_4_reset_keeps_filter_and_mask() {
+fn s10_4_vcpu_reset_keeps_filter_and_reason_mask() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         read(&mut vcpu, PLAIN);

@@ -7,7 +7,7 @@ use msrgate_filter::{
 use crate::machine::{PLAIN, denying, read, reason, registers, write};
 
 #[test]
-fn s1_1_s1_2_check_extension_knows_the_revisions_numbers() {
+fn s1_1_s1_2_check_extension_finds_capabilities_by_numbers_of_the_revision() {
     for (revision, user_space_msr, msr_filter) in
         [(Revision::Mainline, 188, 189), (Revision::V6, 184, 185)]
     {
@@ -43,7 +43,7 @@ fn s1_3_exit_number_depends_on_direction() {
 }
 
 #[test]
-fn s1_4_reason_bits() {
+fn s1_4_exit_reason_bits_depend_on_revision() {
     let rows = [
         (Revision::Mainline, [Some(1), Some(2), Some(4)]),
         (Revision::V6, [Some(1), None, Some(2)]),
@@ -68,7 +68,7 @@ fn s1_5_exit_field_offsets_depend_on_revision() {
 }
 
 #[test]
-fn s1_9_enable_cap_checks_mask_on_mainline_and_stores_it_on_v6() {
+fn s1_9_enable_cap_checks_reason_mask_on_mainline_and_stores_any_on_v6() {
     let einval = Err(Errno::Einval);
     let rows = [
         (Revision::Mainline, 0, Ok(())),
@@ -91,9 +91,10 @@ fn s1_9_enable_cap_checks_mask_on_mainline_and_stores_it_on_v6() {
     }
 }
 
-/// A refused mask leaves the old mask; an accepted mask holds from the next access on.
+/// If `KVM_ENABLE_CAP` refuses a reason mask, the VM keeps its old mask. If the call accepts the mask,
+/// the mask holds from the next access on.
 #[test]
-fn s1_9_new_mask_holds_from_the_next_access() {
+fn s1_9_new_reason_mask_holds_from_the_next_access() {
     let revision = Revision::Mainline;
     let vm = Vm::new(revision);
     vm.set_filter(&denying(revision, msrgate_filter::Accesses::Both, &[PLAIN]))
@@ -109,9 +110,9 @@ fn s1_9_new_mask_holds_from_the_next_access() {
     assert_eq!(reason(write(&mut vcpu, PLAIN, 1)), None);
 }
 
-/// v6 keeps 32 bits of the mask. Only the bits that v6 knows have an effect.
+/// v6 keeps the lower 32 bits of a reason mask. Only the bits that v6 knows have an effect.
 #[test]
-fn s1_9_unknown_mask_bits_on_v6_have_no_effect() {
+fn s1_9_unknown_reason_mask_bits_on_v6_have_no_effect() {
     for (mask, expected) in [
         (0xfa, Some(ExitReason::Filter)),
         (0xf8, None),
@@ -131,7 +132,7 @@ fn s1_9_unknown_mask_bits_on_v6_have_no_effect() {
 }
 
 #[test]
-fn s1_9_enable_cap_refuses_other_capabilities() {
+fn s1_9_enable_cap_refuses_capabilities_other_than_user_space_msr() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
         let enabled = Capability::user_space_msr(revision);
@@ -148,7 +149,7 @@ fn s1_9_enable_cap_refuses_other_capabilities() {
 }
 
 #[test]
-fn s1_10_v6_numbers_mislead_a_probe_on_mainline() {
+fn s1_10_v6_capability_numbers_mislead_a_probe_on_mainline() {
     let vm = Vm::new(Revision::Mainline);
     for capability in [184, 185].map(Capability::new) {
         assert_eq!(vm.check_extension(capability), Extension::PRESENT);

@@ -36,8 +36,9 @@ fn s2_5_set_msr_filter_takes_effect_and_requests_recompute() {
     }
 }
 
-/// The second range is invalid. Mainline keeps the old filter and requests nothing from the vCPUs.
-/// v6 keeps the first range under the new default, and requests all vCPUs to recompute.
+/// A set call fails because its second range is invalid. Mainline keeps the old filter and requests
+/// nothing from the vCPUs. v6 leaves a filter of the first range under the new default action, and
+/// requests all vCPUs to recompute their hardware bitmaps.
 #[test]
 fn s2_7_failed_set_keeps_filter_on_mainline() {
     for (revision, expected) in [

@@ -24,7 +24,7 @@ fn s4_host_accesses_are_not_filtered() {
 /// Above CPL 0 the guest gets #GP, even for a register that the filter allows, and even if the mask
 /// makes every failed access exit.
 #[test]
-fn s4_access_above_cpl_0_faults_before_the_filter() {
+fn s4_access_above_cpl_0_faults_before_the_filter_is_asked() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vcpu.set_privilege(Privilege::User);
@@ -67,10 +67,10 @@ fn s4_nested_msr_lists_are_filtered_and_never_exit() {
     }
 }
 
-/// On mainline x2APIC registers are exempt, for an instruction as well as for an MSR list: the
-/// exemption depends only on the index. v6 has no exemption.
+/// On mainline no filter covers the x2APIC registers, neither for an instruction nor for an MSR list:
+/// this exemption depends only on the MSR's index. v6 has no exemption.
 #[test]
-fn s3_1_x2apic_registers_are_exempt_on_mainline_only() {
+fn s3_1_no_filter_covers_x2apic_registers_on_mainline_only() {
     for (revision, expected) in [
         (Revision::Mainline, RunExit::Retired),
         (

@@ -52,7 +52,7 @@ fn s5_4_completed_read_returns_data_and_advances_rip() {
 }
 
 #[test]
-fn s5_4_completed_write_only_advances_rip() {
+fn s5_4_completed_write_changes_only_rip() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         write(&mut vcpu, PLAIN, 5);
@@ -79,7 +79,7 @@ fn s5_4_unanswered_read_returns_zero() {
 }
 
 #[test]
-fn s5_4_error_reply_faults_and_v6_skips_the_instruction() {
+fn s5_4_error_reply_gives_guest_a_fault_and_v6_skips_the_instruction() {
     for revision in Revision::ALL {
         for byte in [1, 2, 0x80, 0xff] {
             for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
@@ -119,10 +119,10 @@ fn s5_4_completion_under_single_step_is_a_debug_exit() {
     }
 }
 
-/// A filter or mask that is set while an exit is pending does not change how the exit completes. It
-/// holds from the next access on.
+/// A filter or reason mask that is set while an exit is pending does not change how the exit completes.
+/// The new filter or mask holds from the next access on.
 #[test]
-fn s5_5_new_filter_or_mask_keeps_pending_exit() {
+fn s5_5_new_filter_or_reason_mask_leaves_pending_exit_unchanged() {
     for revision in Revision::ALL {
         for (reply, rip) in [
             (Reply::value(ANSWER), PAST),
@@ -145,7 +145,7 @@ fn s5_5_new_filter_or_mask_keeps_pending_exit() {
 }
 
 #[test]
-fn s5_5_completed_read_alone_overwrites_registers_set_during_the_exit() {
+fn s5_5_only_completed_read_overwrites_registers_set_during_the_exit() {
     let meanwhile = Gprs {
         rax: 1,
         rcx: 2,
@@ -228,7 +228,7 @@ fn s5_6_save_and_restore_refuse_a_pending_exit() {
 }
 
 #[test]
-fn s5_7_fault_handler_sees_address_of_the_instruction() {
+fn s5_7_fault_handler_sees_address_of_refused_instruction() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
         start(&mut vcpu, PLAIN);
@@ -268,7 +268,7 @@ fn s5_8_rewound_access_executes_again() {
 /// If the reply has no error, `KVM_RUN` completes the access instead of rewinding it, and returns a
 /// debug exit in place of EINTR under single-step.
 #[test]
-fn s5_8_rewind_without_error_completes_the_access() {
+fn s5_8_reply_without_error_completes_the_access_instead_of_rewinding() {
     for (single_step, outcome) in [
         (SingleStep::Off, RunExit::Interrupted),
         (SingleStep::On, RunExit::Debug),
@@ -281,9 +281,10 @@ fn s5_8_rewind_without_error_completes_the_access() {
     }
 }
 
-/// If the registers are not written back after the error reply, the guest gets the queued #GP.
+/// If the VMM does not write the vCPU's registers back after its error reply, the guest gets the queued
+/// #GP.
 #[test]
-fn s5_8_rewind_without_set_regs_faults() {
+fn s5_8_rewind_without_set_regs_gives_guest_a_fault() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     read(&mut vcpu, PLAIN);
     vcpu.reply(Reply::FAULT);

@@ -38,9 +38,10 @@ fn s5_1_filter_is_asked_before_the_register() {
     }
 }
 
-/// Under every mask, an access exits for its own reason or not at all.
+/// Under every reason mask, an access that fails exits with the reason for which it failed, or does not
+/// exit.
 #[test]
-fn s5_2_access_exits_only_for_its_own_reason() {
+fn s5_2_failed_access_exits_only_for_its_own_reason() {
     for mask in 0..8_u64 {
         let revision = Revision::Mainline;
         let vm = vm(revision, &[]);
@@ -59,7 +60,7 @@ fn s5_2_access_exits_only_for_its_own_reason() {
 }
 
 #[test]
-fn s5_2_refused_access_faults_without_its_reason_in_the_mask() {
+fn s5_2_failed_access_is_a_fault_if_the_mask_lacks_its_reason() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_reasons(msrgate_filter::ReasonMask::NONE);

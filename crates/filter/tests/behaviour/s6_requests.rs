@@ -80,10 +80,10 @@ fn s5_4_single_step_stops_after_passed_through_access() {
     }
 }
 
-/// In guest mode the old hardware bits hold even after the set call has returned: an access that
-/// the new filter denies still passes through. The next entry recomputes the bits.
+/// While a vCPU stays in guest mode, its old hardware bits hold even after the set call has returned:
+/// an access that the new filter denies still passes through. The next VM entry recomputes the bits.
 #[test]
-fn s7_old_hardware_bits_hold_until_the_next_entry() {
+fn s7_old_hardware_bits_hold_until_the_next_vm_entry() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, only_plain);
@@ -103,8 +103,8 @@ fn s7_old_hardware_bits_hold_until_the_next_entry() {
     }
 }
 
-/// If the new filter allows an access that the old bits intercept, the access only costs an exit:
-/// software checks use the new filter at once.
+/// If the new filter allows an access that the old hardware bits intercept, the access exits to KVM,
+/// whose check uses the new filter at once and allows it.
 #[test]
 fn s7_software_check_uses_new_filter_at_once() {
     for hardware in BOTH {
@@ -136,9 +136,9 @@ fn s6_4_each_vcpu_handles_its_own_recompute_request() {
 }
 
 /// `KVM_RUN` under `immediate_exit` only completes the exit and does not enter the guest, so the
-/// request to recompute stays pending.
+/// request to recompute the hardware bitmaps stays pending.
 #[test]
-fn s6_4_immediate_exit_keeps_request_pending() {
+fn s6_4_immediate_exit_keeps_recompute_request_pending() {
     let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     read(&mut vcpu, PLAIN);
     vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[]))
@@ -148,7 +148,7 @@ fn s6_4_immediate_exit_keeps_request_pending() {
 }
 
 #[test]
-fn s6_4_filter_does_not_change_x2apic_bits() {
+fn s6_4_filter_does_not_change_intercept_bits_of_x2apic_registers() {
     for (revision, hardware) in Revision::ALL.into_iter().zip(BOTH) {
         let (vm, mut vcpu) = guarded(revision, &[X2APIC_TPR]);
         vm.set_reasons(ReasonMask::NONE);

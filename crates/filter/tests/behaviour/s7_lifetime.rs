@@ -26,9 +26,9 @@ fn vcpus_are_numbered_in_creation_order() {
     assert!(numbers.into_iter().eq(1..41));
 }
 
-/// The VM has more vCPUs than there are stripes of counters, and each vCPU sees the filter.
+/// In a VM with more vCPUs than there are stripes of reader counters, the filter holds for each vCPU.
 #[test]
-fn filter_holds_for_more_vcpus_than_stripes() {
+fn filter_holds_for_more_vcpus_than_reader_stripes() {
     let (vm, _first) = guarded(Revision::Mainline, &[PLAIN]);
     for _ in 0..40 {
         let vcpu = vm.create_vcpu(RegisterMap::default());

@@ -18,24 +18,24 @@ pub trait Backend {
     /// The kind of this backend: a real KVM or the model.
     fn kind(&self) -> BackendKind;
 
-    /// Enables exits for these reasons: `KVM_ENABLE_CAP` of capability 188 (S1.9).
+    /// Sets the VM's mask of exit reasons: `KVM_ENABLE_CAP` of capability 188 (S1.9).
     ///
     /// # Errors
-    /// Returns the error number of the call.
+    /// Returns the error number of `KVM_ENABLE_CAP`.
     fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno>;
 
-    /// Sets a filter: `KVM_X86_SET_MSR_FILTER` (S2).
+    /// Sets the VM's filter: `KVM_X86_SET_MSR_FILTER` (S2).
     ///
     /// # Errors
-    /// Returns the error number of the call.
+    /// Returns the error number of `KVM_X86_SET_MSR_FILTER`.
     fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno>;
 
     /// Runs the steps of `script` in the guest, one after the other, and answers each exit with the reply of
     /// its step.
     ///
     /// # Errors
-    /// Returns an error if the guest could not be run to the end of the script. The results of the steps
-    /// before are lost.
+    /// Returns an error if the guest could not be run to the end of the script. The results of the
+    /// steps that the guest did execute are lost then.
     fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError>;
 }
 

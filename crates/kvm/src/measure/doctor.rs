@@ -23,8 +23,8 @@ pub struct Statement {
     check: Check,
 }
 
-/// The function that tries a numbered statement about KVM on this host. It returns an error if a system call
-/// or the guest fails in a way that no statement allows.
+/// A function that tries a numbered statement about KVM on this host. The function returns an error if
+/// a system call or the guest fails in a way that no statement allows.
 type Check = fn(&mut Lab) -> Result<Finding, GuestError>;
 
 /// The result of trying a numbered statement about KVM on a host.
@@ -110,7 +110,7 @@ impl Finding {
         }
     }
 
-    /// Returns `other` if `self` holds, else `self`.
+    /// Returns `other` if `self` is [`Self::Holds`], else `self`.
     fn and(self, other: Self) -> Self {
         match self {
             Self::Holds => other,
@@ -130,7 +130,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn statements_have_unique_numbers_and_one_line_texts() {
+    fn doctor_statements_have_unique_numbers_and_one_line_texts() {
         let mut numbers = BTreeSet::new();
         for statement in statements() {
             assert!(numbers.insert(statement.number()), "{statement:?}");

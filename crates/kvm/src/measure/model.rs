@@ -11,7 +11,8 @@ use crate::measure::guest::{GuestError, Op, Operands, StepAt, compare, went_thro
 use crate::measure::observed::{Fault, GuestOutcome, Observed, SeenExit, Site, Step, StepReply};
 use crate::sys::raw::{RawBitmap, RawFilter};
 
-/// A VM of the model with one vCPU. `R` holds the MSRs behind the filter.
+/// A VM of the model of KVM, with one vCPU. `R` holds the registers that an access reaches if the
+/// filter allows it.
 #[derive(Debug)]
 pub struct ModelBackend<R> {
     vm: Vm,

@@ -7,17 +7,17 @@ use crate::exit::RawReason;
 /// A step of a script: one access, and user space's reply if the access exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The MSR.
+    /// The MSR that the guest accesses.
     pub index: MsrIndex,
     /// The direction of the access.
     pub access: Access,
-    /// The value to write; ignored for a read.
+    /// The value that the guest writes; ignored for a read.
     pub value: u64,
-    /// User space's reply to an exit.
+    /// The reply of user space if the access exits.
     pub reply: StepReply,
 }
 
-/// User space's reply to an exit (S5.4).
+/// The reply of user space to an MSR exit (S5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepReply {
     /// A #GP for the guest: `error` is 1.
@@ -26,16 +26,16 @@ pub enum StepReply {
     Value(u64),
 }
 
-/// The result of one step.
+/// The result of one step of a script, as the guest and user space observed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// The guest's view of the access.
+    /// The result of the access that the guest observed.
     pub outcome: GuestOutcome,
-    /// User space's view of the access; `None` if the access did not exit.
+    /// The exit of the access that user space observed; `None` if the access did not exit.
     pub exit: Option<SeenExit>,
 }
 
-/// The guest's view of its access.
+/// The result of an access, as the guest observed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestOutcome {
     /// RDMSR returned this value.
@@ -49,7 +49,7 @@ pub enum GuestOutcome {
 /// A #GP as the guest's handler observed it (S5.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Tells where the RIP that the CPU pushed for the #GP points: at the access, after it, or elsewhere.
+    /// The RIP that the CPU pushed for the #GP: that of the access, or another one.
     pub site: Site,
     /// The error code that the CPU pushed for the #GP.
     pub code: u64,
@@ -73,11 +73,11 @@ pub enum GuestRegisters {
     Untouched,
     /// At least one register changed, which is a deviation; the fields hold the observed values.
     Changed {
-        /// The value of RAX.
+        /// The value of RAX at the #GP or exit.
         rax: u64,
-        /// The value of RCX.
+        /// The value of RCX at the #GP or exit.
         rcx: u64,
-        /// The value of RDX.
+        /// The value of RDX at the #GP or exit.
         rdx: u64,
     },
 }
@@ -85,13 +85,13 @@ pub enum GuestRegisters {
 /// An exit to user space as it was observed (S5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenExit {
-    /// The reason, as the kernel wrote it.
+    /// The exit reason, as the kernel wrote it.
     pub reason: RawReason,
-    /// The MSR.
+    /// The MSR that the exit names.
     pub index: MsrIndex,
     /// The direction of the access, from the number of the exit (S1.3).
     pub access: Access,
-    /// The field `data`: for a write, the value that the guest writes.
+    /// The field `data` of the exit: for a write, the value that the guest writes.
     pub data: u64,
     /// The position of RIP at the exit.
     pub site: Site,

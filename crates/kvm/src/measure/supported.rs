@@ -15,7 +15,7 @@ pub struct Supported {
     cpuid: CpuId,
     saved: Vec<MsrIndex>,
     vcpu: VcpuFd,
-    /// The VM of `vcpu`, which must live as long as the vCPU.
+    /// The VM of `vcpu`. The VM must live as long as the vCPU.
     _vm: VmFd,
 }
 

@@ -17,7 +17,8 @@ fn filter() -> Filter {
     Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
 }
 
-/// A KVM that behaves as statements S3 and S5 say. `lie` then changes what a test observes of it.
+/// A backend that behaves as statements S3 and S5 say, except that the closure `lie` changes what a
+/// test observes of each access.
 struct Liar<F> {
     filter: Option<Filter>,
     mask: RawReasons,
@@ -228,7 +229,8 @@ fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
     }
 }
 
-/// Each lie changes one field of what the test observes of a denied access.
+/// `measure` reports the statement that is broken if any single field of what it observes of a denied
+/// access is changed.
 #[test]
 fn measure_checks_every_field_of_exits_and_faults() {
     let changed = GuestRegisters::Changed {

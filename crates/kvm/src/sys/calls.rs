@@ -87,12 +87,13 @@ pub(crate) fn now() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
-/// Enables exits of `vm` to user space for these reasons (S1.9).
+/// Sets the mask of exit reasons of `vm`: an access that fails for one of these reasons exits to user
+/// space (S1.9).
 pub(crate) fn enable_reasons(vm: &impl AsRawFd, mask: RawReasons) -> Result<(), CallErrno> {
     enable(vm, Requirement::UserSpaceMsr, mask)
 }
 
-/// Enables a capability with `mask` as its first argument.
+/// Enables a capability of a VM with `KVM_ENABLE_CAP`; the argument `args[0]` is `mask`.
 pub(crate) fn enable(
     vm: &impl AsRawFd,
     which: Requirement,
@@ -107,7 +108,7 @@ pub(crate) fn enable(
     checked(unsafe { ioctl_with_ref(vm, KVM_ENABLE_CAP(), &request) }).map(drop)
 }
 
-/// Returns true if the guests of this VM may run guests: KVM then saves nested state for the VM
+/// Returns true if the guest of this VM may run nested guests: KVM then saves nested state for the VM
 /// (`KVM_CAP_NESTED_STATE`).
 pub(crate) fn has_nested_state(vm: &impl AsRawFd) -> bool {
     check_extension(vm, KVM_CAP_NESTED_STATE.into()) > 0
@@ -216,7 +217,7 @@ pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallEr
     Ok(cpuid.entries[..count.min(CPUID_ENTRIES)].to_vec())
 }
 
-/// Reads an MSR with `KVM_GET_MSRS`; `None` if the kernel refuses.
+/// Reads an MSR of the vCPU with `KVM_GET_MSRS`; returns `None` if the kernel refuses.
 pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
     let mut msrs = OneMsr::new(index, 0);
     // SAFETY: the kernel reads the count, which is one, reads that many entries, and writes their values.
@@ -227,7 +228,7 @@ pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u6
     Ok((count == 1).then_some(msrs.entry.data))
 }
 
-/// Sets an MSR with `KVM_SET_MSRS`.
+/// Sets an MSR of the vCPU with `KVM_SET_MSRS`.
 pub(crate) fn set_register(
     vcpu: &impl AsRawFd,
     index: MsrIndex,
@@ -268,7 +269,8 @@ fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     Ok(address << unused >> unused == address)
 }
 
-/// Returns the guest that the vCPU is running: the VM's own or a nested one (`KVM_GET_NESTED_STATE`).
+/// Returns the guest that the vCPU is running: the VM's own guest or a nested guest
+/// (`KVM_GET_NESTED_STATE`).
 pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     let mut state = NestedState {
         flags: 0,
@@ -293,8 +295,8 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     )
 }
 
-/// The largest number of CPUID entries that a kernel gives a vCPU. The constant of kvm-bindings is smaller:
-/// it is that of older kernels.
+/// The largest number of CPUID leaves that a kernel gives a vCPU. The constant in kvm-bindings is that
+/// of older kernels, which is smaller.
 const CPUID_ENTRIES: usize = 256;
 
 /// `struct kvm_cpuid2` with room for the largest number of entries that a kernel gives.
@@ -344,8 +346,8 @@ fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 
-/// Returns the name and the number of each `ioctl` in this file. The number is what the kernel's macros
-/// compute.
+/// Returns the name and the request number of each ioctl that this file makes. The numbers are computed
+/// as the kernel's macros do.
 #[cfg(test)]
 pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
     macro_rules! numbers {

@@ -1,8 +1,8 @@
 //! Unsafe: ioctl(2), by the C library's function or by a replacement.
 //!
-//! The functions by which this crate makes all its ioctl(2) calls. A library that replaces `ioctl` in
-//! somebody else's process, as `msrgate-preload` does, would call itself if it used the C library's name.
-//! Such a library names another function here.
+//! The functions in this file make all ioctl(2) calls of this crate. A library that replaces the C
+//! library's `ioctl` in a VMM's process, as `msrgate-preload` does, would call itself if it called
+//! `ioctl` by its name. So such a library gives this crate another function to call.
 #![expect(unsafe_code, reason = "ioctl(2) takes whatever its request says")]
 
 use std::ffi::{c_int, c_ulong, c_void};
@@ -13,12 +13,13 @@ use std::sync::OnceLock;
 /// A function with the contract of the C library's ioctl(2), including `errno`.
 pub type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
 
-/// The functions and numbers that a library sets for this crate's system calls.
+/// The functions that a library sets in place of the C library's, for this crate's system calls.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnCalls {
-    /// The function that replaces ioctl(2).
+    /// The function that is called in place of the C library's ioctl(2).
     pub ioctl: IoctlFn,
-    /// The function that duplicates the file descriptors that this crate keeps, and chooses their numbers.
+    /// The function that duplicates each file descriptor that this crate keeps, and chooses the number
+    /// of the duplicate.
     pub duplicate: DuplicateFn,
 }
 
@@ -27,8 +28,8 @@ pub type DuplicateFn = fn(RawFd) -> io::Result<OwnedFd>;
 
 static OWN: OnceLock<OwnCalls> = OnceLock::new();
 
-/// Makes this crate use `calls` for its system calls from now on. Only the first call of this function has
-/// an effect.
+/// Makes this crate use the functions in `calls` for its system calls from now on. Only the first call
+/// of this function has an effect.
 ///
 /// # Safety
 /// `calls.ioctl` does what ioctl(2) does, and accesses no other memory than ioctl(2) would.
@@ -53,7 +54,7 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
 /// Calls ioctl(2), or its replacement.
 ///
 /// # Safety
-/// `argument` is what `request` asks for.
+/// `argument` must be a valid argument of the ioctl request `request`.
 unsafe fn call(fd: &impl AsRawFd, request: c_ulong, argument: *mut c_void) -> c_int {
     match OWN.get() {
         // SAFETY: the caller of `make_calls_by` is responsible for the function, and our caller for the
@@ -65,7 +66,7 @@ unsafe fn call(fd: &impl AsRawFd, request: c_ulong, argument: *mut c_void) -> c_
     }
 }
 
-/// Makes a request without an argument.
+/// Makes an ioctl request without an argument.
 ///
 /// # Safety
 /// The contract is that of [`call`].
@@ -74,7 +75,7 @@ pub(crate) unsafe fn ioctl(fd: &impl AsRawFd, request: c_ulong) -> c_int {
     unsafe { call(fd, request, std::ptr::null_mut()) }
 }
 
-/// Makes a request whose argument is a number.
+/// Makes an ioctl request whose argument is a number.
 ///
 /// # Safety
 /// The contract is that of [`call`].
@@ -84,7 +85,7 @@ pub(crate) unsafe fn ioctl_with_val(fd: &impl AsRawFd, request: c_ulong, value: 
     unsafe { call(fd, request, value) }
 }
 
-/// Makes a request that reads `value`.
+/// Makes an ioctl request for which the kernel reads `value`.
 ///
 /// # Safety
 /// The contract is that of [`call`].
@@ -93,7 +94,7 @@ pub(crate) unsafe fn ioctl_with_ref<T>(fd: &impl AsRawFd, request: c_ulong, valu
     unsafe { ioctl_with_ptr(fd, request, value) }
 }
 
-/// Makes a request that reads and writes `value`.
+/// Makes an ioctl request for which the kernel reads and writes `value`.
 ///
 /// # Safety
 /// The contract is that of [`call`].
@@ -106,7 +107,7 @@ pub(crate) unsafe fn ioctl_with_mut_ref<T>(
     unsafe { ioctl_with_mut_ptr(fd, request, value) }
 }
 
-/// Makes a request that reads the memory behind `value`.
+/// Makes an ioctl request for which the kernel reads the memory that `value` points to.
 ///
 /// # Safety
 /// The contract is that of [`call`].
@@ -119,7 +120,7 @@ pub(crate) unsafe fn ioctl_with_ptr<T>(
     unsafe { call(fd, request, value.cast_mut().cast()) }
 }
 
-/// Makes a request that reads and writes the memory behind `value`.
+/// Makes an ioctl request for which the kernel reads and writes the memory that `value` points to.
 ///
 /// # Safety
 /// The contract is that of [`call`].

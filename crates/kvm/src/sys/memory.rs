@@ -12,7 +12,8 @@ use crate::errno::{CallErrno, RawErrno};
 /// The size of a page in bytes. All mappings of this module are whole pages.
 pub(crate) const PAGE: usize = 0x1000;
 
-/// A private anonymous mapping, zeroed, readable and writable, unmapped when dropped.
+/// A private anonymous memory mapping. The mapping is zeroed at first, readable and writable; it is
+/// unmapped when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<AtomicU64>,
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_of_any_length_ends_before_unreadable_page() {
+    fn buffer_of_any_length_ends_directly_before_unreadable_page() {
         for length in [0_usize, 1, 7, 8, 9, 0x600, PAGE, PAGE + 3] {
             let content: Vec<u8> = (1..=0xff).cycle().take(length).collect();
             let placed = UnreadableEnd::after(&content).unwrap();

@@ -28,7 +28,7 @@ pub enum RawBitmap {
     /// A buffer with exactly these bytes. The next byte is in an unreadable page. So if the bitmap is too
     /// short for its range, the kernel reads past the end, and returns EFAULT (S2.4).
     Bytes(Vec<u8>),
-    /// A page that cannot be read.
+    /// An unreadable page, so that the kernel's read of the bitmap fails with EFAULT.
     Unreadable,
 }
 
@@ -57,8 +57,8 @@ pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), Call
     send(vm, CallerWidth::Bits64, request)
 }
 
-/// Sets `filter`. Its bitmaps are whole words already (S2.4), so the kernel reads them in place, without a
-/// copy.
+/// Sets the filter of the VM. The bitmaps of `filter` are whole words already (S2.4), so the kernel can
+/// read them where they are, without a copy by this crate.
 pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallErrno> {
     // x86 is little-endian, so the first byte of a word holds the word's lowest bits. The kernel only reads
     // the bitmap.

@@ -63,7 +63,7 @@ macro_rules! statements {
         )*
 
         #[test]
-        fn every_statement_has_a_test() {
+        fn every_doctor_statement_has_a_test() {
             let tested = BTreeSet::from([$($number),*]);
             let stated: BTreeSet<_> = statements().map(|each| each.number()).collect();
             assert_eq!(tested, stated);
@@ -75,7 +75,7 @@ statements! {
     holds s1_1_capability_188 "S1.1";
     holds s1_2_capability_189 "S1.2";
     holds s1_3_exit_numbers "S1.3";
-    holds_unless_ignored s1_4_reason_bits "S1.4";
+    holds_unless_ignored s1_4_exit_reason_bits "S1.4";
     holds s1_5_offsets_in_kvm_run "S1.5";
     holds s1_6_ioctl_number "S1.6";
     is_not_contradicted s1_6a_ioctl_number_of_32_bit_callers "S1.6a";

@@ -27,14 +27,14 @@ fn s2_4_install_accepts_filters_of_any_size() {
     for count in [7, 8, 9, 63, 64, 65, 0x2fff, 0x3000] {
         let filter = filter(Revision::Mainline, count);
         installed.replace(&filter, ReasonMask::NONE).unwrap();
-        // Set the same filter again, with bitmaps that end at an unreadable page.
+        // The kernel accepts the same filter again with bitmaps that end at an unreadable page.
         set_filter_raw(&vm, &raw_filter(&filter)).unwrap();
     }
     installed.remove().unwrap();
 }
 
 #[test]
-fn s7_installed_remembers_mask_until_remove() {
+fn s7_installed_remembers_reason_mask_until_filter_is_removed() {
     let Some(host) = host() else { return };
     let vm = host.create_vm().unwrap();
     let filter = filter(Revision::Mainline, 2);
@@ -56,7 +56,7 @@ fn install_of_filter_for_other_revision_is_refused() {
 }
 
 #[test]
-fn probe_reports_the_accepted_reasons() {
+fn probe_returns_exit_reasons_that_kernel_accepts() {
     let Some(host) = host() else { return };
     let known = RawReasons::new(7);
     assert_eq!(host.reasons().union(known), host.reasons());

@@ -44,7 +44,7 @@ fn part() -> u32 {
 const WORKERS: u32 = 6;
 
 #[test]
-fn model_and_kernel_agree_on_random_sequences() {
+fn model_and_kernel_agree_on_random_masks_filters_and_accesses() {
     let Some(host) = host() else { return };
     if host.unknown_bits() == UnknownBits::Ignored {
         say("SKIPPED: this kernel takes unknown bits (S9); the model is of those that do not");

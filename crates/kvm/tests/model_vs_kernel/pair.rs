@@ -37,7 +37,7 @@ impl From<Difference> for TestCaseError {
     }
 }
 
-/// A VM of KVM and a VM of the model.
+/// A VM of KVM and a VM of the model, which get the same masks, filters and accesses.
 pub(crate) struct Pair {
     kernel: KvmBackend,
     model: ModelBackend<LearntRegisters>,

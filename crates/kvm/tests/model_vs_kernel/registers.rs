@@ -58,7 +58,7 @@ pub(crate) const EXCEPTIONS: [Exception; 1] = [Exception {
     why: "it counts: the two are not read at the same time",
 }];
 
-/// An MSR whose value may differ between the guest of KVM and the guest of the model.
+/// An MSR of which a read may return different values in KVM and in the model.
 pub(crate) struct Exception {
     pub(crate) index: MsrIndex,
     pub(crate) why: &'static str,
@@ -120,8 +120,8 @@ pub(crate) enum Learnt {
     Fault(RegisterFault),
     /// The CPU refuses the access without asking KVM, because the register is passed through; or the CPU
     /// accepts a value that it changes later. QEMU's software SVM does so with a `KERNEL_GS_BASE` that is
-    /// not canonical: it accepts the value, which a real CPU refuses, and makes it canonical at the next
-    /// entry.
+    /// not canonical: it accepts the value, which a real CPU refuses, and makes the value canonical at
+    /// the next VM entry.
     Hardware,
 }
 

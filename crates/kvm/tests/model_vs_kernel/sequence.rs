@@ -32,8 +32,8 @@ pub(crate) struct AccessPlan {
 
 #[derive(Clone, Debug)]
 enum Place {
-    /// An MSR near an edge of a range. The range is one of the filter that was passed last, or of the filter
-    /// in force.
+    /// An MSR near the first or last MSR of a range. The range belongs to the filter that was passed to
+    /// the kernel last, or to the filter in force.
     Edge {
         whose: Whose,
         range: Index,

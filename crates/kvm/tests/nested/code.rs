@@ -38,7 +38,7 @@ pub(crate) const GUEST: [u8; 0x36] = [
     0xeb, 0xf0,             // 34  jmp  done
 ];
 
-/// The nested guest.
+/// The machine code of the nested guest.
 #[rustfmt::skip]
 pub(crate) const NESTED: [u8; 0xa] = [
     // read: the nested guest's RDMSR

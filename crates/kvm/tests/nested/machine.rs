@@ -37,21 +37,21 @@ pub(crate) const NESTED_REGISTERS: [(MsrIndex, usize, u64); 4] = [
     (FMASK, vmcb::FMASK, 0xff),
 ];
 
-/// The guest that makes an access.
+/// The guest that makes an MSR access: the VM's guest or its nested guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Guest,
     Nested,
 }
 
-/// The access.
+/// The MSR access that a guest makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read(MsrIndex),
     Write(MsrIndex, u64),
 }
 
-/// The result of the access for the guest that made it.
+/// The result of an MSR access for the guest that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Saw {
     Value(u64),
@@ -69,13 +69,13 @@ pub(crate) enum Came {
     ToTheEnd(u16),
 }
 
-/// The VM, its vCPU and the gate.
+/// A VM with one vCPU and a gate, whose guest is a hypervisor.
 pub(crate) struct Machine {
     pub(crate) vcpu: VcpuFd,
     pub(crate) msrs: VcpuGate,
     pub(crate) gate: Gate,
     pub(crate) memory: GuestMemoryMmap,
-    /// EAX of CPUID leaf 1.
+    /// EAX of CPUID leaf 1: the family, model and stepping of the vCPU's processor.
     pub(crate) signature: u32,
     /// The guest that was running at each MSR exit of the last access: the guest or the nested guest.
     pub(crate) exits: Vec<Who>,
@@ -332,7 +332,7 @@ impl Machine {
         None
     }
 
-    /// A field of the nested guest's VMCB.
+    /// The value of a field of the nested guest's VMCB.
     pub(crate) fn vmcb(&self, field: usize) -> u64 {
         self.word(layout::VMCB + field as u64)
     }
@@ -348,7 +348,8 @@ impl Machine {
         msrs.as_slice()[0].data
     }
 
-    /// Moves the state to another VM that was just created under the same policy, as a migration does.
+    /// Moves the vCPU's state, and the state that the gate holds, to another VM that was just created
+    /// under the same policy, as a migration does.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
         let gate = self.msrs.save(&mut self.vcpu).expect("an answered exit");
         let registers = self.vcpu.get_regs().expect("KVM_GET_REGS");

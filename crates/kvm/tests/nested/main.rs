@@ -101,7 +101,7 @@ fn nested_guest_writes_are_not_forwarded() {
 /// which no filter is asked about. The gate does not assume that the register still holds the pinned
 /// value: writing that value again reaches the register.
 #[test]
-fn vmload_changes_pinned_register_and_rewrite_restores_it() {
+fn vmload_changes_pinned_register_and_write_of_pinned_value_restores_it() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -117,7 +117,7 @@ fn vmload_changes_pinned_register_and_rewrite_restores_it() {
 /// The gate opens the filter for a nested guest's access that the policy allows and logs, instead of
 /// forwarding it. The filter is then open for the guest, too, until the program is replaced.
 #[test]
-fn logged_access_of_nested_guest_opens_filter() {
+fn logged_access_of_nested_guest_opens_filter_for_later_accesses() {
     let entries = "IA32_STAR = { read = 'allow', write = 'allow', log = 'all' }";
     let Some(mut machine) = Machine::new("", entries) else {
         return;
@@ -180,9 +180,10 @@ fn first_access_of_nested_guest_is_rewound() {
     assert_eq!(told(&machine, STAR), both);
 }
 
-/// Answers that need no register of KVM are the same for the guest and for the nested guest.
+/// The gate answers the guest and the nested guest alike where the answer needs no register that KVM
+/// keeps.
 #[test]
-fn gate_answers_nested_guest_like_guest() {
+fn gate_answers_nested_guest_as_it_answers_the_guest() {
     let entries = "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }\n\
         0x10001 = { read = { handler = 'mine' }, write = { handler = 'mine' } }\n\
         0x10002 = { register = { reset = 7, mask = '0xff' } }\n\
@@ -223,7 +224,7 @@ fn at_a_nested_write(machine: &mut Machine, value: u64) {
 /// completed, the nested guest's #GP is still to be delivered, and the saved state has only the guest's
 /// own pin.
 #[test]
-fn save_while_nested_guest_runs_keeps_only_guests_pin() {
+fn vcpu_save_while_nested_guest_runs_has_only_pin_of_the_guest() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -247,9 +248,10 @@ fn save_while_nested_guest_runs_keeps_only_guests_pin() {
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x7000)), Saw::Fault);
 }
 
-/// After a move, the nested guest receives its #GP in the new VM, and the guest's pin holds there.
+/// After the state of a vCPU is restored in another VM while its nested guest runs, the nested guest
+/// receives its #GP there, and the guest's pin holds there.
 #[test]
-fn restore_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
+fn vcpu_restored_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
     let machines = [(); 2].map(|()| Machine::new("", CARRIED));
     let [Some(mut machine), Some(mut other)] = machines else {
         return;
@@ -265,9 +267,10 @@ fn restore_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
     assert_eq!(other.run(Guest, Write(LSTAR, 0x6000)), Saw::Fault);
 }
 
-/// After a reset while the nested guest runs, the vCPU has nothing left of the nested guest's exit.
+/// After the vCPU is reset while its nested guest runs, no part of the nested guest's pending exit is
+/// left.
 #[test]
-fn reset_while_nested_guest_runs_discards_pending_exit() {
+fn vcpu_reset_while_nested_guest_runs_discards_pending_exit() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -287,7 +290,7 @@ fn reset_while_nested_guest_runs_discards_pending_exit() {
 /// The microcode device finds an update at the address that results from the nested guest's own page
 /// tables and then the nested page tables.
 #[test]
-fn microcode_update_of_nested_guest_is_translated_twice() {
+fn microcode_update_of_nested_guest_is_found_by_both_page_tables() {
     let trigger = MsrIndex::new(0xc001_0020);
     let revision = MsrIndex::new(0x8b);
     let entries = "0xc0010020 = { device = 'microcode' }\nIA32_BIOS_SIGN_ID = 'rw'\n\

@@ -40,7 +40,7 @@ struct Tally {
 }
 
 #[test]
-fn random_policies_hold_in_guest() {
+fn guest_under_random_policy_gets_the_verdicts_of_explain() {
     let host = host();
     let seed = seed();
     say(&format!(
@@ -139,8 +139,7 @@ fn holds(
     })
 }
 
-/// Returns a read and a write for each of some MSRs. They are MSRs at which the policy's decision may
-/// change.
+/// Returns a read and a write of each of some MSRs at which the policy's decision may change.
 fn cases(compiled: &Compiled, variant: &Variant, picks: &[Index]) -> Vec<Case> {
     let points = test_points(compiled.policy(), variant);
     let mut picked: Vec<MsrIndex> = picks.iter().map(|pick| *pick.get(&points)).collect();

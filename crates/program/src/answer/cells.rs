@@ -19,18 +19,19 @@ pub(super) struct Cells(Box<[Stretch]>);
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     msrs: MsrRange,
-    /// The reset value of each register.
+    /// The reset value that each of these registers has.
     reset: u64,
-    /// The position of the first register in the state of a vCPU.
+    /// The position of the first of these registers in the state of a vCPU.
     at: usize,
 }
 
 impl Cells {
-    /// Returns the emulated registers of both directions. If both directions of an MSR are
-    /// emulated, they share one register, which has the reset value of the read rule.
+    /// Returns the emulated registers to which the rules send reads or writes. If the rules send both
+    /// reads and writes of an MSR to an emulated register, both use the same register, which has the
+    /// reset value of the rule for reads.
     ///
     /// # Errors
-    /// The number of registers, or a lower bound of it, if there are more than [`MAX_CELLS`].
+    /// Returns the number of registers, or a lower bound of that number, if it exceeds [`MAX_CELLS`].
     pub(super) fn of(rules: &Rules) -> Result<Self, u64> {
         let of = |access| rules.of(access).filter(is_register);
         for access in Access::ALL {

@@ -7,7 +7,8 @@ use crate::action::{Mask, Outside};
 use crate::forward::Row;
 use crate::settings::Mode;
 
-/// An access to forward to the register, by `KVM_GET_MSRS` and `KVM_SET_MSRS`.
+/// An access of the guest that the gate is to forward, with `KVM_GET_MSRS` and `KVM_SET_MSRS`, to the
+/// register that KVM keeps.
 ///
 /// The gate must not forward while the vCPU runs a nested guest: `KVM_GET_MSRS` and `KVM_SET_MSRS` would
 /// then access the register of the wrong guest.
@@ -22,9 +23,9 @@ pub struct Forwarded {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    /// A read.
+    /// A read of the register.
     Read,
-    /// A write of the guest's value as it is.
+    /// A write that stores the guest's value unchanged.
     Write(u64),
     /// A write that may change only the bits of a mask.
     Mask { value: u64, mask: Mask },
@@ -33,11 +34,12 @@ pub(super) enum What {
     /// A write to a pinned register: the first write, whose value becomes the pinned value at the
     /// position `place`, or a later write of the pinned value.
     Pin { value: u64, place: usize },
-    /// A write of another value to a pinned register, which audit mode lets through.
+    /// A write of this value, which is not the pinned one, to a pinned register. Only audit mode lets
+    /// such a write through.
     Repinned(u64),
 }
 
-/// The next step of the gate for a forwarded access.
+/// The step by which the gate completes a forwarded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
     /// The gate answers the read with this value, which it has read from the register.
@@ -49,7 +51,7 @@ pub enum Carried {
 }
 
 impl Forwarded {
-    /// The register.
+    /// The MSR that the guest accesses.
     #[must_use]
     pub const fn index(&self) -> MsrIndex {
         self.index
@@ -64,8 +66,9 @@ impl Forwarded {
         )
     }
 
-    /// Returns the next step and the disposition of the access if the step succeeds. `current` is
-    /// the value of the register; it is ignored unless [`Self::needs_current`] returns true.
+    /// Returns the step that completes the access, and the disposition of the access if that step
+    /// succeeds. `current` is the value that the register has now; `current` is ignored unless
+    /// [`Self::needs_current`] returns true.
     #[must_use]
     pub fn carry(&self, current: u64) -> (Carried, Disposition) {
         let (value, disposition) = match self.what {
@@ -88,7 +91,8 @@ impl Forwarded {
         }
     }
 
-    /// Returns the pin to set after the write has been carried out: the position and the value.
+    /// Returns the pin to set after the write has reached the register: the position of the pin in a
+    /// vCPU's state, and the pinned value.
     #[inline]
     pub(super) const fn pins(&self) -> Option<(usize, u64)> {
         match self.what {

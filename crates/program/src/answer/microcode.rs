@@ -13,7 +13,8 @@ use crate::cpu::Cpu;
 /// The register `IA32_BIOS_SIGN_ID`, in which a guest reads the revision.
 pub const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 
-/// The register of AMD that triggers an update. Intel's is 0x79.
+/// The MSR that a guest writes on AMD's processors to start a microcode update. On Intel's processors
+/// the MSR is 0x79.
 const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 
 /// The length of the header of an Intel update in bytes.
@@ -52,7 +53,7 @@ pub fn update_header_at(trigger: MsrIndex, value: u64) -> (u64, usize) {
     }
 }
 
-/// The header of an update.
+/// The header of a microcode update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MicrocodeHeader {
     revision: u32,
@@ -76,13 +77,14 @@ impl MicrocodeHeader {
         self.revision
     }
 
-    /// Reads a header of SDM table 11-6: version, revision, date, signature, checksum, loader,
-    /// flags, sizes.
+    /// Reads a header of an Intel update, which has the fields of SDM table 11-6: version, revision,
+    /// date, signature, checksum, loader, flags, sizes.
     fn of_intel(bytes: &[u8], signature: u32) -> Option<Self> {
         let field = |number: usize| word(bytes, number * 4);
         let (version, loader) = (field(0)?, field(5)?);
         let (data, total) = match (field(7)?, field(8)?) {
-            // In old updates the data size is 0, which stands for these two sizes.
+            // In old updates the field for the data size is 0, which stands for a data size of 2000 and
+            // a total size of 2048.
             (0, _) => (2000, 2048),
             sizes => sizes,
         };
@@ -98,8 +100,8 @@ impl MicrocodeHeader {
         is_sound.then_some(Self { revision })
     }
 
-    /// Reads a header of AMD: date, patch number, data (2 bytes), length, flag, checksum, two
-    /// devices, processor (2 bytes).
+    /// Reads a header of an AMD update, which has these fields: date, patch number, data (2 bytes),
+    /// length, flag, checksum, two devices, processor (2 bytes).
     fn of_amd(bytes: &[u8], signature: u32) -> Option<Self> {
         let revision = word(bytes, 4)?;
         let processor = word(bytes, 24)? & 0xffff;
@@ -163,7 +165,7 @@ mod tests {
     /// A header is rejected if any one of the fields that hardware checks is wrong, or if it is cut
     /// before the last of them.
     #[test]
-    fn accepted_rejects_headers_that_hardware_rejects() {
+    fn microcode_header_that_hardware_rejects_is_not_accepted() {
         for (field, bad) in [
             (0, 2),
             (3, 0x606a5),
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn revision_value_depends_on_vendor() {
+    fn microcode_revision_value_depends_on_vendor() {
         let cpu = |vendor: &str| Cpu {
             vendor: vendor.into(),
             family: 6,
@@ -216,13 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn is_cleared_first_is_true_only_on_intel() {
+    fn microcode_is_cleared_first_is_true_only_on_intel() {
         assert!(is_cleared_first(INTEL));
         assert!(!is_cleared_first(AMD_LOADER));
     }
 
     #[test]
-    fn update_header_ends_at_the_written_address_on_intel_and_starts_there_on_amd() {
+    fn microcode_header_ends_at_written_address_on_intel_and_starts_there_on_amd() {
         assert_eq!(update_header_at(INTEL, 0x1030), (0x1000, 48));
         assert_eq!(update_header_at(INTEL, 0), (0_u64.wrapping_sub(48), 48));
         assert_eq!(update_header_at(AMD_LOADER, 0x1000), (0x1000, 64));

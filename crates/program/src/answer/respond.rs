@@ -161,7 +161,7 @@ impl Responder {
         disposition: Disposition,
     ) -> (Response<'p>, Disposition) {
         let Some(row) = state.may_forward(exit.index) else {
-            // The guest does not have the register: KVM would refuse the access too.
+            // The vCPU's CPUID lacks the register, so KVM would refuse the guest's own access too.
             return (Response::Reply(Reply::FAULT), Disposition::Denied);
         };
         let access = Forwarded {

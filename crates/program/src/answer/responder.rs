@@ -39,7 +39,7 @@ pub enum ResponderError {
     TooManyRegisters(u64),
     /// An action forwards writes to this register, for which forwarding is not known to be sound.
     NotForwardable(MsrIndex),
-    /// The program uses this device but does not configure it.
+    /// The program has rules that use this emulated device, but no settings for the device.
     NoDevice(Device),
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for ResponderError {
         match self {
             Self::NoVariant(cpu) => write!(
                 f,
-                "no variant of the program holds on the processor {cpu}; compile the policy again"
+                "the program has no variant for the processor {cpu}; compile the policy again"
             ),
             Self::TooManyRegisters(count) => write!(
                 f,
@@ -120,19 +120,19 @@ impl Responder {
             .find(|&index| forward::row(index).is_none())
     }
 
-    /// The program of the responder.
+    /// The program that the responder was made from.
     #[must_use]
     pub const fn program(&self) -> &Arc<Program> {
         &self.program
     }
 
-    /// The variant in force.
+    /// The variant of the program with which the responder answers.
     #[must_use]
     pub fn variant(&self) -> &Variant {
         &self.program.variants()[self.variant]
     }
 
-    /// The devices that the variant uses, possibly with duplicates.
+    /// The emulated devices that the variant's rules use, possibly with duplicates.
     pub fn devices(&self) -> impl Iterator<Item = Device> {
         self.rules().filter_map(|rule| match rule.action {
             Action::Device(device) => Some(*device),
@@ -140,7 +140,7 @@ impl Responder {
         })
     }
 
-    /// The names of the VMM's handlers that the variant uses, possibly with duplicates.
+    /// The names of the VMM's handlers that the variant's rules use, possibly with duplicates.
     pub fn handlers(&self) -> impl Iterator<Item = &str> {
         self.rules().filter_map(|rule| match rule.action {
             Action::Handler(name) => Some(&**name),
@@ -151,8 +151,8 @@ impl Responder {
     /// Returns true if a migration may leave out KVM's value of this register: no access of the
     /// guest reaches the register, and nothing else depends on it or changes it.
     ///
-    /// This is known only for the registers that KVM invented. Every other register is treated as
-    /// if instructions, time or the VMM changed it (S10.5).
+    /// The function returns true only for registers that KVM invented. Every other register is treated
+    /// as if instructions, time or the VMM changed it (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
         let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
@@ -194,8 +194,8 @@ impl Responder {
         self.rules().any(|rule| self.opens(rule))
     }
 
-    /// Returns the verdicts for the kernel's filter after the gate has opened it for the accesses
-    /// in `opened`.
+    /// Returns the verdicts for the kernel's filter after the gate has opened the filter for the
+    /// accesses in `opened`, so that it allows them without an exit.
     #[must_use]
     pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         let last = self.variant().rule(MsrIndex::MAX, Access::Read);

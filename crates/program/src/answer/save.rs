@@ -22,14 +22,14 @@ const VERSION: u16 = 1;
 /// The name of a device, and its state in the device's own format.
 pub type SavedDevice = (Box<str>, Box<[u8]>);
 
-/// The part of a vCPU's state that KVM does not have.
+/// The part of a vCPU's state that a snapshot or migration needs and that KVM does not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    /// The emulated registers and their values.
+    /// The vCPU's emulated registers and their values.
     pub registers: Vec<(MsrIndex, u64)>,
-    /// The pinned registers and their values.
+    /// The registers that a write of the vCPU has pinned, and the pinned values.
     pub pins: Vec<(MsrIndex, u64)>,
-    /// The devices.
+    /// The emulated devices of the vCPU, each with its name and its state.
     pub devices: Vec<SavedDevice>,
 }
 
@@ -37,18 +37,19 @@ pub struct Saved {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// The bytes are not a saved state.
+    /// The bytes do not begin as the saved state of a vCPU does.
     NotSaved,
-    /// The saved state has this version, which this crate does not know.
+    /// The saved state has this version of the format, which this crate does not know.
     Version(u16),
-    /// The bytes end too early, continue after the end, or are out of order.
+    /// The saved state ends too early, has bytes after its end, or lists MSRs or devices out of order.
     Broken,
-    /// The state has this register, which the program does not have.
+    /// The saved state has an emulated register at this MSR, but the program emulates no register
+    /// there.
     NoRegister(MsrIndex),
-    /// The state has a pin of this register, which the program does not have.
+    /// The saved state pins this register, but the program has no rule that pins it.
     NoPin(MsrIndex),
-    /// The state has this device, but the program does not have the device, or the device does not
-    /// accept the saved bytes.
+    /// The saved state has this emulated device, but the program does not use the device, or the device
+    /// rejects the saved bytes.
     Device(Box<str>),
 }
 
@@ -83,7 +84,7 @@ impl fmt::Display for RestoreError {
 impl core::error::Error for RestoreError {}
 
 impl Saved {
-    /// Encodes the state as bytes.
+    /// Encodes the saved state as bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = MAGIC.to_vec();
@@ -105,11 +106,11 @@ impl Saved {
         to
     }
 
-    /// Decodes the state from bytes.
+    /// Decodes a saved state from bytes.
     ///
     /// # Errors
-    /// - [`RestoreError::NotSaved`]: the bytes are not a saved state.
-    /// - [`RestoreError::Version`]: the bytes have an unknown version.
+    /// - [`RestoreError::NotSaved`]: the bytes do not begin as a saved state does.
+    /// - [`RestoreError::Version`]: the saved state has an unknown version of the format.
     /// - [`RestoreError::Broken`]: the bytes are incomplete, out of order, or continue after the
     ///   end.
     pub fn decode(bytes: &[u8]) -> Result<Self, RestoreError> {
@@ -186,7 +187,8 @@ impl<'b> Reader<'b> {
 }
 
 impl VcpuState {
-    /// Returns the emulated registers and the pins. The caller adds the devices.
+    /// Returns the vCPU's emulated registers and pins, to be saved. The caller adds the state of the
+    /// emulated devices.
     #[must_use]
     pub fn save(&self, responder: &Responder) -> Saved {
         let registers = responder.cells().indices().zip(self.cells.iter().copied());
@@ -204,14 +206,15 @@ impl VcpuState {
         }
     }
 
-    /// Restores registers and pins. Registers that were not saved get their reset values, and pins
-    /// that were not saved have no value.
+    /// Restores the vCPU's emulated registers and pins from `saved`. An emulated register that `saved`
+    /// does not have gets its reset value, and a register whose pin `saved` does not have is not
+    /// pinned.
     ///
     /// # Errors
-    /// - [`RestoreError::NoRegister`]: the program does not have one of the registers.
-    /// - [`RestoreError::NoPin`]: the program does not have one of the pins.
+    /// - [`RestoreError::NoRegister`]: the program does not emulate one of the saved registers.
+    /// - [`RestoreError::NoPin`]: the program has no rule that pins one of the saved pins' registers.
     ///
-    /// After an error the state is unchanged.
+    /// After an error the vCPU's state is unchanged.
     pub fn restore(&mut self, responder: &Responder, saved: &Saved) -> Result<(), RestoreError> {
         let mut state = self.clone();
         state.reset(responder);

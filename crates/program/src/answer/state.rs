@@ -11,9 +11,10 @@ use crate::rules::Hints;
 /// The emulated registers and pins of one vCPU, for one [`Responder`].
 #[derive(Clone, Debug)]
 pub struct VcpuState {
-    /// The values of the emulated registers, in the order of the responder's cells.
+    /// The current values of the emulated registers, in the order of the responder's cells.
     pub(super) cells: Box<[u64]>,
-    /// The pinned values, in the order of the responder's pins.
+    /// The pinned values, in the order of the responder's pins. `None` stands for a register that no
+    /// write has pinned yet.
     pub(super) pins: Box<[Option<u64>]>,
     /// For each row of the forward list, true if the vCPU has the CPUID bits that the row needs.
     may_forward: [bool; forward::ROWS],
@@ -36,15 +37,16 @@ impl VcpuState {
         state
     }
 
-    /// Resets the state, as a reset or an INIT does: registers get their reset values, and nothing
-    /// is pinned.
+    /// Resets the state, as a reset or an INIT of the vCPU does: emulated registers get their reset
+    /// values, and no register is pinned.
     pub fn reset(&mut self, responder: &Responder) {
         self.cells = responder.cells().reset_values().collect();
         self.pins = vec![None; responder.pins().len()].into();
     }
 
-    /// Handles a host's write to a register, by a VMM that resets or restores the vCPU. The
-    /// register is then no longer pinned; an emulated register gets its reset value.
+    /// Adapts the state after the VMM itself has set this MSR of the vCPU, for example with
+    /// `KVM_SET_MSRS`, in order to reset or restore the vCPU. The MSR is then no longer pinned; if it
+    /// is an emulated register, it gets its reset value.
     pub fn msr_set_by_host(&mut self, responder: &Responder, index: MsrIndex) {
         if let Some(pin) = responder.pin(index).and_then(|at| self.pins.get_mut(at)) {
             *pin = None;

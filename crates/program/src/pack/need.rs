@@ -16,8 +16,8 @@ pub(super) struct Need {
     pub(super) msrs: MsrRange,
 }
 
-/// Returns all needs, in order. x2APIC registers have none, because the kernel does not ask the
-/// filter for them (S3.1).
+/// Returns all needs, in the order of the MSRs. x2APIC registers have no need, because the kernel does
+/// not ask the filter about them (S3.1).
 pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
     let mut needs: Vec<Need> = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     needs
 }
 
-/// Adds a need, or extends the last need if `need` continues it.
+/// Appends `need` to the list, or extends the last need of the list if `need` continues it.
 fn push(needs: &mut Vec<Need>, need: Need) {
     if let Some(last) = needs.last_mut()
         && last.accesses == need.accesses

@@ -12,8 +12,8 @@ use crate::range_map::{RangeMap, RangeMapBuilder};
 /// The wanted verdict of a filter on each access, and the filter's default action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts {
-    /// The verdicts. `None` stands for x2APIC registers, for which the kernel does not ask the
-    /// filter (S3.1).
+    /// The wanted verdicts for reads and for writes. `None` stands for x2APIC registers, for which the
+    /// kernel does not ask the filter (S3.1).
     by_access: [RangeMap<Option<Verdict>>; 2],
     default: Verdict,
 }
@@ -130,7 +130,7 @@ mod tests {
     /// The result of `under` allows an access only if the verdicts and the other filter allow it. The
     /// test tries the MSRs below 0x60, where all ranges lie, and the two highest MSRs.
     #[test]
-    fn under_allows_only_accesses_that_both_filters_allow() {
+    fn verdicts_under_other_filter_allow_only_what_both_allow() {
         let range = |accesses, base, bits: &[bool]| {
             let count = u32::try_from(bits.len()).unwrap();
             let bitmap = Bitmap::from_fn(count, |at| bits[at as usize]).unwrap();

@@ -16,9 +16,9 @@ pub enum ProgramError {
     NotAProgram,
     /// The bytes are a program of this version, which this crate does not know.
     UnknownVersion(u16),
-    /// The bytes end too early.
+    /// The bytes end before the program is complete.
     Ends {
-        /// The number of bytes before the end.
+        /// The number of bytes that there are.
         at: usize,
     },
     /// Bytes follow the program.
@@ -26,29 +26,29 @@ pub enum ProgramError {
         /// The position of the first byte after the program.
         at: usize,
     },
-    /// A value is invalid.
+    /// The program has an invalid value at some position.
     Value {
-        /// The position after the value.
+        /// The position directly after the invalid value.
         at: usize,
-        /// A description of the values that are valid here.
+        /// A description of the values that are valid at that position.
         what: &'static str,
     },
     /// Two texts of the program have this name, so that events cannot tell their lines apart.
     SameName(Box<str>),
-    /// The ranges do not form a valid filter.
+    /// The ranges in the bytes do not form a valid filter.
     Filter(FilterError),
     /// The filter and the rules differ on this access.
     Differs {
-        /// The MSR.
+        /// The MSR of the access.
         index: MsrIndex,
-        /// The direction.
+        /// The direction of the access.
         access: Access,
     },
     /// The digest does not match the rules.
     WrongDigest {
-        /// The digest in the bytes.
+        /// The digest that the bytes contain.
         found: Digest,
-        /// The digest of the rules.
+        /// The digest that was computed from the rules.
         computed: Digest,
     },
 }

@@ -159,7 +159,7 @@ impl Reader<'_> {
             0 => Update::Accept,
             1 => Update::Ignore,
             2 => Update::Deny,
-            _ => return Err(self.bad_value("the answer to an update")),
+            _ => return Err(self.bad_value("a handling of microcode updates")),
         };
         Ok(Microcode { revision, update })
     }
@@ -194,7 +194,10 @@ impl Reader<'_> {
 
     fn numbers(&mut self) -> Read<RangeInclusive<u32>> {
         let (first, last) = (self.u32()?, self.u32()?);
-        self.expect(first <= last, "a range")?;
+        self.expect(
+            first <= last,
+            "a range whose first number is not above its last",
+        )?;
         Ok(first..=last)
     }
 
@@ -238,7 +241,7 @@ impl Reader<'_> {
         let real = whens.iter().map(|when| when.contains(&example));
         self.expect(
             real.eq(holds.iter().copied()),
-            "a processor on which the variant holds",
+            "a processor to which the variant applies",
         )?;
         let reasons = ReasonMask::from_bits(Revision::Mainline, self.u64()?)
             .map_err(|_| self.bad_value("a mask of exit reasons"))?;
@@ -277,7 +280,7 @@ impl Reader<'_> {
 
     fn range(&mut self) -> Read<Range> {
         let accesses = Accesses::from_bits(self.u32()?);
-        let accesses = accesses.ok_or_else(|| self.bad_value("directions"))?;
+        let accesses = accesses.ok_or_else(|| self.bad_value("reads, writes or both"))?;
         let base = MsrIndex::new(self.u32()?);
         let count = self.u32()?;
         let words =
@@ -375,14 +378,14 @@ impl Reader<'_> {
         let outside = match self.u8()? {
             0 => Outside::Deny,
             1 => Outside::Keep,
-            _ => return Err(self.bad_value("the result for bits outside of a mask")),
+            _ => return Err(self.bad_value("a handling of writes to bits outside of a mask")),
         };
         Ok(Mask { bits, outside })
     }
 }
 
-/// The lines of the policy's texts that decide the rules, without duplicates. An encoded program does
-/// not contain the policy's entries, so each line stands for an entry.
+/// The lines of the policy's texts that the decoded rules come from, without duplicates. An encoded
+/// program does not contain the policy's entries, so each line stands for an entry.
 #[derive(Default)]
 struct Lines {
     all: Vec<Line>,

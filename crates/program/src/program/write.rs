@@ -187,7 +187,7 @@ impl Writer {
     }
 
     fn variant(&mut self, variant: &Variant) {
-        // The list has no length in front, because it has one value for each `[[when]]` section.
+        // `holds` is written without its length, because it has one value for each `[[when]]` section.
         self.0
             .extend(variant.holds.iter().map(|&holds| u8::from(holds)));
         let Cpu {

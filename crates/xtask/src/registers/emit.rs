@@ -1,4 +1,4 @@
-//! Output of the rows as Rust source.
+//! Output of the register table's rows as Rust source.
 //!
 //! People read the files in reviews and search them with `grep`, so each register is one line.
 
@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::merge::{Row, key};
 
-/// The line width of [`names`].
+/// The largest width of a line in the text that [`names`] returns.
 const WIDTH: usize = 100;
 
 fn head(what: &str) -> String {
@@ -15,7 +15,7 @@ fn head(what: &str) -> String {
     )
 }
 
-/// Returns the text of `table.rs`: one row per register.
+/// Returns the text of the generated file `table.rs`: one row per register.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut out = head("Every register, by index.");
     out.push_str("use super::{Register, Sources, Vendor};\n");
@@ -40,7 +40,8 @@ pub(super) fn table(rows: &[Row]) -> String {
     out
 }
 
-/// Returns the text of `fields.rs`: the bit fields of the registers that have any.
+/// Returns the text of the generated file `fields.rs`: the bit fields of each register that has bit
+/// fields.
 pub(super) fn fields(rows: &[Row]) -> String {
     let mut out = head("The bit fields of registers, by index.");
     out.push_str("use super::Field;\nuse msrgate_filter::MsrIndex;\n\n");
@@ -69,8 +70,9 @@ pub(super) fn fields(rows: &[Row]) -> String {
     out
 }
 
-/// Returns the text of `names.rs`: every name in the order of its key, as (row, number of the name in its
-/// row).
+/// Returns the text of the generated file `names.rs`. The file has every register name, in the order of
+/// the names' keys, as a pair: the number of the register's row in the table, and the number of the
+/// name within the row.
 pub(super) fn names(rows: &[Row]) -> String {
     let mut all = Vec::new();
     for (place, row) in rows.iter().enumerate() {
@@ -80,7 +82,7 @@ pub(super) fn names(rows: &[Row]) -> String {
     }
     all.sort();
     let mut out = head(
-        "Every name by what it is looked up by: the row in `TABLE`, and 0 for its name or the\n//! number of the alias counted from 1.",
+        "The names of all registers, in the order of the keys by which names are looked up: the row in\n//! `TABLE`, and 0 for the row's main name or the number of the alias, counted from 1.",
     );
     let _ = writeln!(
         out,

@@ -1,4 +1,5 @@
-//! Merging of all mentions of an index into one row, and the choice of the register's name.
+//! Merging of all mentions of an MSR, from all lists, into one row of the register table, and the
+//! choice of the register's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,12 +7,12 @@ use anyhow::{Context, bail, ensure};
 
 use super::sources::{Field, Mention, Name, Rank, Source};
 
-/// One register, ready to be written to the table.
+/// One register as a row of the register table.
 pub(super) struct Row {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
-    /// The variant of `Vendor` in the generated code.
+    /// The name of the variant of the enum `Vendor` in the generated code.
     pub(super) vendor: &'static str,
     pub(super) summary: String,
     pub(super) sources: BTreeSet<Source>,
@@ -37,8 +38,8 @@ pub(super) fn key(name: &str) -> String {
     }
 }
 
-/// The authority of a list that gives a name to a register. If several lists give the same name, the list
-/// with the smallest value wins.
+/// The authority of a list of MSR names. If several lists give the same name to different registers,
+/// the name belongs to the register in the list with the smallest value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Authority {
     /// The architectural names of the SDM, which hold for every processor.
@@ -63,12 +64,12 @@ impl Authority {
     }
 }
 
-/// The registers that each name can mean, by the name's key. If several authorities have the name, only the
-/// best one counts.
+/// The registers that each name can mean, by the name's key. If lists of several authorities have the
+/// name, only the lists of the best authority count.
 struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
 
 impl Meanings {
-    /// Collects the meanings of all names.
+    /// Collects the registers that each name in these mentions can mean.
     ///
     /// # Errors
     ///
@@ -92,7 +93,10 @@ impl Meanings {
         }
         for (name, (authority, meant)) in &all {
             let clear = *authority == Authority::Family || meant.len() == 1;
-            ensure!(clear, "{name} is {meant:#x?}, says one authority");
+            ensure!(
+                clear,
+                "{name} is the name of several registers in the lists of one authority: {meant:#x?}"
+            );
         }
         Ok(Self(all))
     }
@@ -106,7 +110,7 @@ impl Meanings {
     }
 }
 
-/// Returns the rows, sorted by index.
+/// Returns the rows of the register table, sorted by the MSRs' indices.
 ///
 /// # Errors
 ///
@@ -132,7 +136,8 @@ fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result
     let mut seen = BTreeSet::new();
     names.retain(|name| meanings.is(name, index) && seen.insert(key(&name.text)));
     let alone = |name: &Name| meanings.is_only(name, index);
-    let own = own_name(&names, alone).context("no name is this register's alone")?;
+    let own = own_name(&names, alone)
+        .context("each name of this register also names another register")?;
     let name = sdm_style(&names.remove(own).text).to_owned();
     Ok(Row {
         index,
@@ -200,7 +205,8 @@ fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'sta
     })
 }
 
-/// Returns the summary in `extra.tsv`, or else the first summary in the other lists.
+/// Returns the register's summary: that of `extra.tsv` if there is one, or else the first summary in
+/// the other lists.
 fn summary(mentions: &[&Mention]) -> String {
     let by_hand = mentions.iter().rev();
     by_hand
@@ -210,8 +216,8 @@ fn summary(mentions: &[&Mention]) -> String {
         .unwrap_or_default()
 }
 
-/// Returns the fields of the first list that has any. Lists are not combined, because they disagree on the
-/// fields' names.
+/// Returns the register's bit fields from the first list that has bit fields for it. The bit fields of
+/// several lists are not combined, because the lists disagree on the names of the fields.
 fn fields(mentions: &[&Mention]) -> Vec<Field> {
     let mut lists = mentions.iter().map(|mention| &mention.fields);
     lists

@@ -1,4 +1,5 @@
-//! Parsers of the lists of MSRs of other projects; each returns the MSRs that its list names, with their names.
+//! Parsers of the lists of MSRs in `crates/policy/data`, most of which come from other projects. Each
+//! parser returns the MSRs of one list, with their names.
 
 mod extra;
 mod geopm;
@@ -10,8 +11,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// The list that a mention comes from. In the generated table each list has a bit, in the order of these
-/// variants.
+/// The list of MSRs that a mention comes from. In the generated table each list has a bit, in the order
+/// of these variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Ia32Doc,
@@ -24,30 +25,30 @@ pub(super) enum Source {
 /// The rank of a name among the names of a register. The name with the smallest rank is the best main name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// A name in `extra.tsv`.
+    /// The name comes from `extra.tsv`, the list written by hand.
     Hand,
-    /// The architectural name of the SDM.
+    /// The name is the architectural name of the SDM.
     Sdm,
-    /// The SDM's long form of the name, or a name in EDK2's architectural header.
+    /// The name is the SDM's long form, or comes from EDK2's architectural header.
     Architectural,
-    /// An `IA32_` name in a family header of EDK2.
+    /// The name begins with `IA32_` and comes from EDK2's header of a processor family.
     FamilyArchitectural,
-    /// A constant of Linux.
+    /// The name is a constant of Linux.
     Linux,
-    /// A constant of Linux for processors that are no longer in use.
+    /// The name is a constant of Linux for processors that are no longer in use.
     LinuxOld,
-    /// A name of EDK2 without its processor family.
+    /// The name comes from EDK2; the processor family is left out of the name.
     Generic,
-    /// A name of geopm.
+    /// The name comes from geopm.
     Geopm,
-    /// A name of EDK2 with its processor family; the number is the family's place in the list of EDK2's
-    /// families.
+    /// The name comes from EDK2 and includes the processor family. The number is the family's place in
+    /// the list of EDK2's families.
     Family(usize),
-    /// A name that is always an alias.
+    /// The name never becomes the main name of a register.
     Alias,
 }
 
-/// A name that a list gives to a register.
+/// A name that a list of MSRs gives to a register.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
     pub(super) text: String,
@@ -63,13 +64,14 @@ pub(super) struct Field {
     pub(super) summary: String,
 }
 
-/// An entry of a list about one MSR.
+/// The part of a list that is about one MSR.
 #[derive(Clone, Debug)]
 pub(super) struct Mention {
     pub(super) index: u32,
     pub(super) source: Source,
     pub(super) names: Vec<Name>,
-    /// The word that `extra.tsv` has for the vendor; `None` for other lists.
+    /// The word that `extra.tsv` has for the register's vendor; `None` if the mention comes from
+    /// another list.
     pub(super) vendor: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) fields: Vec<Field>,
@@ -87,7 +89,7 @@ impl Mention {
         }
     }
 
-    /// Returns the mention with one more name.
+    /// Returns the mention with one more name for the register.
     pub(super) fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
         let text = text.into();
         self.names.push(Name { text, rank });
@@ -95,7 +97,7 @@ impl Mention {
     }
 }
 
-/// Reads all files in `data`, in the order of [`Source`].
+/// Reads all lists of MSRs in the folder `data`, in the order of [`Source`].
 pub(super) fn read_all(data: &Path) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = ia32doc::read(&text(&data.join("intel-architectural-msrs.yml"))?)?;
     mentions.extend(names::linux(&text(&data.join("msr-names-linux.tsv"))?)?);
@@ -112,12 +114,12 @@ fn text(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// Parses a number such as `0x1b`.
+/// Parses a hexadecimal number such as `0x1b`.
 fn hex(text: &str) -> anyhow::Result<u32> {
     let digits = text
         .strip_prefix("0x")
         .with_context(|| format!("{text} does not start with 0x"))?;
-    u32::from_str_radix(digits, 16).with_context(|| format!("{text} is no 32-bit number"))
+    u32::from_str_radix(digits, 16).with_context(|| format!("{text} is not a 32-bit number"))
 }
 
 /// The largest size of a summary in bytes. A summary of this size, with an index and a name, fits into two
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentence_cuts_description_to_first_sentence_and_limit() {
+    fn sentence_cuts_register_description_to_first_sentence_and_limit() {
         let said = |text| sentence(text).unwrap_or_default();
         assert_eq!(
             said("Reads “this”\nand that. Writes nothing."),
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn hex_accepts_only_hexadecimal_32_bit_numbers() {
+    fn hex_parses_only_hexadecimal_32_bit_numbers() {
         assert_eq!(hex("0x1B").unwrap(), 0x1b);
         for text in ["27", "0x", "0x100000000", "0x-1"] {
             assert!(hex(text).is_err(), "{text}");

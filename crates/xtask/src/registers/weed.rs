@@ -1,4 +1,5 @@
-//! Removal of the names that do not name a register from the lists of other projects.
+//! Removal of names that do not name a register, such as the name of a mask, from the lists of other
+//! projects.
 
 use anyhow::ensure;
 
@@ -36,7 +37,7 @@ const RULES: [Rule; 4] = [
     },
 ];
 
-/// Returns the mentions without those whose names match a rule.
+/// Returns the mentions without those that have a name that matches one of [`RULES`].
 ///
 /// # Errors
 ///
@@ -50,7 +51,7 @@ pub(super) fn weed(mut mentions: Vec<Mention>) -> anyhow::Result<Vec<Mention>> {
         });
         ensure!(
             mentions.len() < before,
-            "no name is any more {}: drop the rule",
+            "no name matches the rule for {}: remove the rule",
             rule.why
         );
     }

@@ -15,7 +15,7 @@ use crate::sys::raw::{RawBitmap, RawRange};
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S3.1",
-        "0x800 to 0x8ff are never refused, whatever a filter says",
+        "accesses to 0x800..=0x8ff (x2APIC) are never refused, whatever a filter says",
         x2apic,
     ),
     Statement::new(
@@ -23,41 +23,45 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "under the default action deny, a guest in x2APIC mode reads its APIC's registers",
         x2apic_value,
     ),
-    Statement::new("S3.2", "a VM without a filter refuses nothing", |lab| {
-        Ok(Finding::all([
-            lab.both(STAR, Verdict::Allow)?,
-            lab.both(NOWHERE, Verdict::Allow)?,
-            lab.both(MsrIndex::MAX, Verdict::Allow)?,
-        ]))
-    }),
+    Statement::new(
+        "S3.2",
+        "in a VM without a filter, no access exits with the reason FILTER",
+        |lab| {
+            Ok(Finding::all([
+                lab.both(STAR, Verdict::Allow)?,
+                lab.both(NOWHERE, Verdict::Allow)?,
+                lab.both(MsrIndex::MAX, Verdict::Allow)?,
+            ]))
+        },
+    ),
     Statement::new(
         "S3.3",
-        "the first range that contains an access decides",
+        "the first range that covers an access decides it",
         first_match,
     ),
     Statement::new(
         "S3.3a",
-        "a range without the flag of the access does not stop the search",
+        "a range for the other direction does not decide an access: later ranges are tried",
         other_direction,
     ),
     Statement::new(
         "S3.3b",
-        "a range with both flags has one bitmap for both",
+        "a range for reads and writes has one bitmap for both",
         one_bitmap,
     ),
     Statement::new(
         "S3.4",
-        "where no range decides, the default action decides",
+        "if no range covers an access, the default action decides it",
         defaults,
     ),
     Statement::new(
         "S3.5",
-        "a range that reaches 2^32 matches nothing; 0xffffffff obeys only the default",
+        "a range that reaches 2^32 matches no access; only the default action decides 0xffffffff",
         wrapping,
     ),
     Statement::new(
         "S3.6",
-        "bits past the last MSR of a range are never used",
+        "the bits of a bitmap past the last MSR of its range are never used",
         spare_bits,
     ),
     Statement::new(
@@ -90,21 +94,21 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S4e",
-        "WRMSRNS and the forms with an immediate are filtered like WRMSR",
+        "WRMSRNS, and RDMSR and WRMSRNS with an immediate, are filtered as RDMSR and WRMSR are",
         |_| {
             Ok(Finding::CannotBeShown {
-                why: "few CPUs have them",
+                why: "few CPUs have these instructions",
             })
         },
     ),
     Statement::new(
         "S10.1",
-        "with kvm.ignore_msrs=1 an unknown MSR reads 0 without an exit, unless it is refused",
+        "with kvm.ignore_msrs=1 a read of an unknown MSR returns 0 without an exit, unless the filter refuses it",
         ignored,
     ),
     Statement::new(
         "S10.3",
-        "a range contains the MSRs below base + nmsrs",
+        "a range contains the MSRs from base up to, but not including, base + nmsrs",
         |lab| {
             let ends = filter(DefaultAction::Deny, [range(BOTH, STAR, 2, |_| true)]);
             Ok(Finding::all([
@@ -138,8 +142,8 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(findings))
 }
 
-/// Reads the x2APIC version register, 0x803. It is never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3,
-/// 12.4.8).
+/// Checks that the guest can read the x2APIC version register, 0x803. The value of the register is
+/// never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3, 12.4.8).
 fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut lab = lab.with_apic()?;
     lab.guard(&deny_all(), ALL_REASONS)?;
@@ -330,7 +334,11 @@ fn ignored(lab: &mut Lab) -> Result<Finding, GuestError> {
         .exit
         .is_some();
     Ok(Finding::all([
-        Finding::compare("an unknown MSR", &seen, &wanted),
-        Finding::compare("its exit where it is refused", &refused, &true),
+        Finding::compare("a read of an unknown MSR", &seen, &wanted),
+        Finding::compare(
+            "an exit for a refused read of an unknown MSR",
+            &refused,
+            &true,
+        ),
     ]))
 }

@@ -15,7 +15,7 @@ use crate::measure::observed::{
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S5.1",
-        "a refused access exits with FILTER, even if it would fail anyway",
+        "an access that the filter refuses exits with FILTER, even if KVM would refuse it too",
         |lab| {
             lab.guard(&deny_all(), ALL_REASONS)?;
             reasons(lab, Some(ExitReason::Filter), Some(ExitReason::Filter))
@@ -34,7 +34,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.2",
-        "if the mask lacks the reason, the access gets #GP, and no exit with another reason",
+        "if the mask lacks the reason of a failed access, the guest gets #GP, and no exit with another reason",
         no_fallback,
     ),
     Statement::new(
@@ -44,27 +44,27 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.4",
-        "error 0 completes a read: RAX and RDX get the halves of data, and RIP is past the instruction",
+        "a reply with error 0 completes a read: RAX and RDX get the halves of data, and RIP is past the instruction",
         read_completes,
     ),
     Statement::new(
         "S5.4a",
-        "error 0 completes a write, and KVM does not write the register itself",
+        "a reply with error 0 completes a write, and KVM does not write the register",
         write_completes,
     ),
     Statement::new(
         "S5.4b",
-        "any other error gives #GP(0) at the instruction, with registers unchanged",
+        "a reply with another error gives #GP(0) at the instruction, with registers unchanged",
         error_faults,
     ),
     Statement::new(
         "S5.4c",
-        "single-step stops right after a completed access",
+        "single-step stops the guest right after an access that a reply completes",
         single_step,
     ),
     Statement::new(
         "S5.5",
-        "KVM reads back only error and data of an exit",
+        "KVM reads back only the fields error and data of an exit",
         read_back,
     ),
     Statement::new(
@@ -84,7 +84,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.7",
-        "a refusal without an exit gives #GP(0) at the instruction, with registers unchanged",
+        "an access refused without an exit gives #GP(0) at the instruction, with registers unchanged",
         plain_fault,
     ),
     Statement::new(
@@ -160,7 +160,11 @@ fn exit_fields(lab: &mut Lab) -> Result<Finding, GuestError> {
             registers: GuestRegisters::Untouched,
         };
         found.push(Finding::compare("the exit", &seen, &wanted));
-        found.push(Finding::compare("its error", &raw.error, &0));
+        found.push(Finding::compare(
+            "the field error of the exit",
+            &raw.error,
+            &0,
+        ));
     }
     Ok(Finding::all(found))
 }
@@ -379,10 +383,22 @@ fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.finish()?;
     let after = Report::Done(op.operands());
     Ok(Finding::all([
-        Finding::compare("the exit after it", &second, &first),
-        Finding::compare("its RIP", &seen.site, &Site::AtInstruction),
-        Finding::compare("its registers", &seen.registers, &GuestRegisters::Untouched),
-        Finding::compare("the guest in the end", &lab.guest.report(0), &after),
+        Finding::compare("the exit after the rewind", &second, &first),
+        Finding::compare(
+            "RIP at the exit after the rewind",
+            &seen.site,
+            &Site::AtInstruction,
+        ),
+        Finding::compare(
+            "registers at the exit after the rewind",
+            &seen.registers,
+            &GuestRegisters::Untouched,
+        ),
+        Finding::compare(
+            "the access under the second filter",
+            &lab.guest.report(0),
+            &after,
+        ),
         Finding::compare("the register", &lab.host_read(STAR)?, &Some(DATA)),
     ]))
 }

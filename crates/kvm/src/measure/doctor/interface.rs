@@ -30,12 +30,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S1.3",
-        "reads exit with number 29, writes with 30",
+        "a read exits with the exit number 29, a write with 30",
         exit_numbers,
     ),
     Statement::new(
         "S1.4",
-        "the reason bits are INVAL 1, UNKNOWN 2, FILTER 4",
+        "the bits of the exit reasons are INVAL 1, UNKNOWN 2, FILTER 4",
         reason_bits,
     ),
     Statement::new(
@@ -45,12 +45,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S1.6",
-        "the call is 0x4188aec6 with 392 bytes; only 32-bit callers can use their own call",
+        "64-bit processes set a filter with the call 0x4188aec6, of 392 bytes; they cannot use that of 32-bit processes",
         |lab| Ok(ioctl_number(lab)),
     ),
     Statement::new(
         "S1.6a",
-        "a 32-bit caller's call is 0x4104aec6 with 260 bytes",
+        "32-bit processes set a filter with the call 0x4104aec6, of 260 bytes",
         |_| {
             Ok(Finding::CannotBeShown {
                 why: "msrgate runs as a 64-bit process",
@@ -59,7 +59,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S1.7",
-        "sixteen ranges of 24 bytes start at offset 8, the bitmap pointer at 16 of each",
+        "the filter's sixteen ranges of 24 bytes start at offset 8 of the struct, with the bitmap pointer at 16 of each",
         struct_layout,
     ),
     Statement::new(
@@ -69,17 +69,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S1.9",
-        "the reason mask may change at any time; a bit outside the known ones is EINVAL",
+        "the mask of exit reasons may change at any time; an unknown bit in it gives EINVAL",
         mask_bits,
     ),
-    Statement::new("S1.9a", "enabling capability 189 is EINVAL", |lab| {
+    Statement::new("S1.9a", "enabling capability 189 gives EINVAL", |lab| {
         let seen = enable(lab.guest.vm(), Requirement::MsrFilter, RawReasons::NONE);
         let wanted = Err(CallErrno::Known(Errno::Einval));
-        Ok(Finding::compare("enabling it", &seen, &wanted))
+        Ok(Finding::compare("enabling capability 189", &seen, &wanted))
     }),
     Statement::new(
         "S1.10",
-        "the numbers 184 and 185 of an early draft belong to other capabilities, and 184 is supported, too",
+        "the capability numbers 184 and 185 of an early draft of the filter belong to other capabilities, and KVM has 184",
         |lab| Ok(impostors(lab)),
     ),
 ];
@@ -127,7 +127,7 @@ fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let wanted = (0, 4, STAR, 0x1122_3344_5566_7788);
     Ok(Finding::all([
         Finding::compare("the offsets", &offsets, &[32, 40, 44, 48]),
-        Finding::compare("what is there", &fields, &wanted),
+        Finding::compare("the values at these offsets", &fields, &wanted),
     ]))
 }
 
@@ -215,5 +215,5 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
 /// offer only without nested paging, so KVM's answer can be 0.
 fn impostors(lab: &Lab) -> Finding {
     let answer = lab.guest.vm().check_extension_raw(184);
-    Finding::compare("the answer of 184", &answer, &1)
+    Finding::compare("KVM_CHECK_EXTENSION of 184", &answer, &1)
 }

@@ -164,7 +164,8 @@ impl Lab {
         }
     }
 
-    /// Writes one register with `KVM_SET_MSRS`; returns the number of registers that were set.
+    /// Writes one register of the vCPU with `KVM_SET_MSRS`; returns the number of registers that the
+    /// kernel has set: 1, or 0 if it refused the value.
     pub(super) fn host_write(&self, index: MsrIndex, data: u64) -> Result<usize, GuestError> {
         self.guest
             .vcpu()
@@ -172,7 +173,7 @@ impl Lab {
             .map_err(called("KVM_SET_MSRS"))
     }
 
-    /// Reads one register with `KVM_GET_MSRS`; `None` if the kernel refused.
+    /// Reads one register of the vCPU with `KVM_GET_MSRS`; returns `None` if the kernel refused.
     pub(super) fn host_read(&self, index: MsrIndex) -> Result<Option<u64>, GuestError> {
         let mut entries = one_msr(index, 0)?;
         let vcpu = self.guest.vcpu();
@@ -207,7 +208,8 @@ fn one_msr(index: MsrIndex, data: u64) -> Result<Msrs, GuestError> {
     Msrs::from_entries(&[entry]).map_err(|_| failed("a list of one MSR")(too_long))
 }
 
-/// Converts the error number of the named call to an error, for calls that must succeed.
+/// Returns a function that converts the error number of the system call `name`, which must succeed, to
+/// an error.
 pub(super) fn failed(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
     move |errno| GuestError::Call { name, errno }
 }

@@ -25,23 +25,23 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "a bit of the hardware's MSR bitmap is clear only if KVM passes the MSR through and the filter allows it",
         |_| {
             Ok(Finding::CannotBeShown {
-                why: "the hardware's bitmaps are inside the kernel, and a refusal looks the same with and without them",
+                why: "the hardware's bitmaps are inside the kernel, and a refused access looks the same with and without them",
             })
         },
     ),
     Statement::new(
         "S7a",
-        "while filters are replaced, accesses that all of them decide alike keep their result",
+        "while one filter replaces another, accesses that both decide alike keep their result",
         steady,
     ),
     Statement::new(
         "S7b",
-        "if the mask has FILTER before, during and after a change of the filter, no refused access gets #GP",
+        "if the mask of exit reasons has FILTER before, during and after a change of the filter, no refused access gets #GP",
         mask_around_filter,
     ),
     Statement::new(
         "S7c",
-        "if the mask lacks FILTER, a refused access gets #GP",
+        "if the mask of exit reasons lacks FILTER, a refused access gets #GP",
         |lab| {
             lab.guard(&deny_all(), RawReasons::NONE)?;
             let before = lab.reason(Op::Read(STAR))?;
@@ -60,16 +60,16 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S7d",
-        "at teardown, the kernel frees the filter only after every vCPU",
+        "when a VM ends, the kernel frees its filter only after all its vCPUs",
         |_| {
             Ok(Finding::CannotBeShown {
-                why: "the teardown of a VM is inside the kernel",
+                why: "the end of a VM happens inside the kernel",
             })
         },
     ),
     Statement::new(
         "S10.4",
-        "INIT of a vCPU does not change the VM's filter and mask",
+        "an INIT of a vCPU changes neither the VM's filter nor its mask of exit reasons",
         init,
     ),
 ];

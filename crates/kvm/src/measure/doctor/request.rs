@@ -9,7 +9,7 @@ pub(super) const READ: u32 = 1;
 pub(super) const WRITE: u32 = 2;
 pub(super) const BOTH: u32 = READ | WRITE;
 
-/// Returns a filter whose first ranges are these.
+/// Returns a filter with these ranges; the other ranges of the struct are unused.
 pub(super) fn filter<const N: usize>(default: DefaultAction, ranges: [RawRange; N]) -> RawFilter {
     let mut filter = RawFilter {
         flags: match default {

@@ -92,7 +92,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new("S2.4g", "a bitmap may start at any address", unaligned),
     Statement::new(
         "S2.4h",
-        "the first bad range decides the error, and in it flags and size come before the bitmap",
+        "the first invalid range decides the error; its flags and size are checked before its bitmap is read",
         |lab| Ok(first_bad(lab)),
     ),
     Statement::new(
@@ -107,12 +107,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S2.7",
-        "a call that fails changes nothing",
+        "a call that fails leaves the old filter in force",
         failure_is_nothing,
     ),
     Statement::new(
         "S10.2",
-        "sizes near 2^32 MSRs do not wrap, but give EINVAL",
+        "a range of nearly 2^32 MSRs gives EINVAL: its size does not wrap to a small one",
         |lab| {
             let sizes = [0x8000_0000, 0xffff_ff00, 0xffff_ffc0, 0xffff_ffc1, u32::MAX];
             Ok(Finding::all(sizes.map(|nmsrs| {

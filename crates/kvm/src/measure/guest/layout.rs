@@ -83,7 +83,7 @@ impl VcpuNumber {
         self.base() + offset as u64
     }
 
-    /// The address of the vCPU's code.
+    /// The guest's address of the vCPU's machine code.
     pub(super) const fn code(self) -> u64 {
         self.at(CODE)
     }
@@ -147,8 +147,8 @@ impl VcpuNumber {
         let tss = self.at(TSS);
         put(TSS_SELECTOR.into(), 0x0000_8b00_0000_0067 | tss << 16);
 
-        // An entry of the IDT: a present interrupt gate at CPL 0. The address of the handler is split into
-        // three fields.
+        // A gate of the IDT: a present interrupt gate at CPL 0. The address of the #GP handler is split
+        // into three fields.
         let handler = self.code() + code::FAULT;
         let selector = u64::from(CODE_SELECTOR) << 16;
         let gate = handler & 0xffff | selector | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;

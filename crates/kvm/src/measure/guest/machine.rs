@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) enum Apic {
     /// No interrupt controller: accesses to x2APIC registers reach no register.
     Absent,
-    /// An interrupt controller in x2APIC mode.
+    /// The vCPU has an interrupt controller in x2APIC mode.
     X2apic,
 }
 
@@ -46,14 +46,15 @@ pub(crate) enum Stop {
     Msr(RawExit),
     /// A debug exit of KVM, with the guest at this RIP.
     Debug { rip: u64 },
-    /// An exit of any other kind than the three above, as text.
+    /// An exit of another kind than [`End`](Self::End), [`Msr`](Self::Msr) and [`Debug`](Self::Debug),
+    /// as text.
     Other(String),
 }
 
 /// An exit as `struct kvm_run` shows it (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawExit {
-    /// The field `exit_reason`.
+    /// The field `exit_reason` of `struct kvm_run`.
     pub(crate) number: u32,
     pub(crate) access: Access,
     pub(crate) error: u8,
@@ -165,8 +166,8 @@ impl Guest {
         self.resume_under(&watchdog)
     }
 
-    /// Starts a timer for the time that a script may run. All calls of [`Self::resume_under`] on this thread
-    /// with this timer share that time.
+    /// Starts a timer that ends when a script has run for as long as it may. All calls of
+    /// [`Self::resume_under`] on this thread with this timer share that time.
     ///
     /// # Errors
     /// Returns an error if the kernel has no timer left.
@@ -201,7 +202,7 @@ impl Guest {
         }
     }
 
-    /// Lets the kernel complete a pending exit without entering the guest (S5.6).
+    /// Lets the kernel complete the vCPU's pending exit without entering the guest (S5.6).
     ///
     /// # Errors
     /// Returns an error if `KVM_RUN` succeeds, or fails with another error than EINTR.
@@ -230,7 +231,7 @@ impl Guest {
         run.__bindgen_anon_1.msr.index = index.get();
     }
 
-    /// The VM.
+    /// The VM in which the guest runs.
     pub(crate) const fn vm(&self) -> &Arc<VmFd> {
         &self.vm
     }
@@ -353,12 +354,12 @@ fn add_memory(vm: &VmFd, number: VcpuNumber, memory: &Memory) -> Result<(), Gues
     unsafe { vm.set_user_memory_region(region) }.map_err(called("KVM_SET_USER_MEMORY_REGION"))
 }
 
-/// Converts the error number of the named call to an error.
+/// Returns a function that converts the error number of the system call `name` to an error.
 fn call(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
     move |errno| GuestError::Call { name, errno }
 }
 
-/// Converts the kvm-ioctls error of the named call to an error.
+/// Returns a function that converts the `kvm-ioctls` error of the system call `name` to an error.
 pub(crate) fn called(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> GuestError {
     move |error| call(name)(error.into())
 }

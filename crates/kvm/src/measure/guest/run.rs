@@ -16,7 +16,7 @@ use crate::measure::observed::{
     Fault, GuestOutcome, GuestRegisters, Observed, SeenExit, Site, Step, StepReply,
 };
 
-/// The place of a step in its script, and the step's access, for error messages.
+/// The position of a step in its script, and the access that the step makes, for error messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepAt {
     number: usize,
@@ -24,20 +24,20 @@ pub struct StepAt {
 }
 
 impl StepAt {
-    /// Makes the place of a step: its number in the script, counted from 0, and its access, which is `None`
-    /// after the last step.
+    /// Describes the step with this number, counted from 0, and this access, which is `None` after the
+    /// last step.
     #[must_use]
     pub const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
         Self { number, access }
     }
 
-    /// The step's place in the script, counted from 0.
+    /// The position of the step in the script, counted from 0.
     #[must_use]
     pub const fn number(&self) -> usize {
         self.number
     }
 
-    /// The MSR and the direction of the access; `None` after the last step.
+    /// The MSR and the direction of the access that the step makes; `None` after the last step.
     #[must_use]
     pub const fn access(&self) -> Option<(MsrIndex, Access)> {
         self.access
@@ -55,26 +55,26 @@ impl fmt::Display for StepAt {
     }
 }
 
-/// The reason why a script has no outcome.
+/// The reason why the built-in guest could not run a script to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestError {
     /// The host's KVM is no longer usable.
     Host(HostError),
-    /// A filter could not be installed.
+    /// The filter could not be installed in the guest's VM.
     Install(InstallError),
     /// A system call failed that has to succeed.
     Call {
-        /// The call's name.
+        /// The name of the system call.
         name: &'static str,
-        /// The call's error number.
+        /// The error number with which the system call failed.
         errno: CallErrno,
     },
     /// The guest exited in a way that no MSR access can cause.
     Left {
         /// The step at which the guest exited.
         step: StepAt,
-        /// The exit, as text.
+        /// A description of the exit.
         exit: String,
     },
     /// The guest exited to user space twice in one step.

@@ -32,13 +32,13 @@ pub(crate) enum Op {
     Read(MsrIndex),
     /// WRMSR of this value to this MSR.
     Write(MsrIndex, u64),
-    /// RDTSC.
+    /// RDTSC, which reads the time-stamp counter.
     Time,
-    /// SWAPGS.
+    /// SWAPGS, which swaps the GS base with `KERNEL_GS_BASE`.
     SwapGs,
 }
 
-/// The values of RAX, RCX and RDX.
+/// The values that RAX, RCX and RDX have before or after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operands {
     pub(crate) rax: u64,
@@ -46,10 +46,10 @@ pub(crate) struct Operands {
     pub(crate) rdx: u64,
 }
 
-/// The guest's report in a slot.
+/// The result that the guest has written into a slot after it executed the slot's step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// The guest has not executed the step.
+    /// The guest has not executed the step yet.
     NotReached,
     /// The instruction completed and left these registers.
     Done(Operands),
@@ -106,7 +106,8 @@ impl Op {
         }
     }
 
-    /// The MSR and the direction of the op, if the op is an MSR access.
+    /// The MSR that the instruction accesses and the direction of the access; `None` for RDTSC and
+    /// SWAPGS.
     pub(crate) const fn access(self) -> Option<(MsrIndex, Access)> {
         match self {
             Self::Read(index) => Some((index, Access::Read)),
@@ -117,7 +118,7 @@ impl Op {
 }
 
 impl Operands {
-    /// The value in EDX:EAX.
+    /// The 64-bit value that EDX and EAX hold together.
     pub(crate) const fn value(self) -> u64 {
         self.rdx << 32 | self.rax & 0xffff_ffff
     }

@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A running timer, which stops when it is dropped.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    /// The time at which the patience ends; `None` if that is beyond the clock's range.
+    /// The time at which the guest's time is over; `None` if that is beyond the clock's range.
     end: Option<Instant>,
 }
 
@@ -70,7 +70,7 @@ impl Watchdog {
         }
     }
 
-    /// Returns true if the time that the timer was started with is over.
+    /// Returns true if the time for which the timer was started is over.
     pub(super) fn has_barked(&self) -> bool {
         self.end.is_some_and(|end| Instant::now() >= end)
     }
@@ -83,7 +83,8 @@ impl Drop for Watchdog {
     }
 }
 
-/// Installs the handler, unblocks the signal in this thread, and returns the signal's number.
+/// Installs a handler for the watchdog's signal, unblocks the signal in this thread, and returns the
+/// signal's number.
 fn signal() -> Result<c_int, CallErrno> {
     static HANDLER: OnceLock<Result<(), Error>> = OnceLock::new();
     let number = SIGRTMIN() + SIGNAL;

@@ -1,4 +1,5 @@
-//! Reader of `extra.tsv`, a list that is written by hand. The first lines of the file describe its columns.
+//! Reader of `extra.tsv`, a list of MSRs that is written by hand. The first lines of the file describe
+//! its columns.
 
 use anyhow::{Context, bail, ensure};
 
@@ -15,10 +16,10 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
 fn row(line: &str, mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
     let columns: Vec<&str> = line.split('\t').collect();
     let [first, count, step, name, aliases, vendor, summary, origin] = columns[..] else {
-        bail!("not eight columns");
+        bail!("the row does not have eight columns");
     };
-    ensure!(said(origin).is_some(), "a row without an origin");
-    ensure!(summary.len() <= SUMMARY_LIMIT, "a summary that is too long");
+    ensure!(said(origin).is_some(), "the row has no origin");
+    ensure!(summary.len() <= SUMMARY_LIMIT, "the summary is too long");
     let (first, count, step) = (hex(first)?, count.parse::<u32>()?, step.parse::<u32>()?);
     for nth in 0..count {
         let mut mention = Mention::new(first + nth * step, Source::Extra);
@@ -54,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn row_with_count_becomes_that_many_registers() {
+    fn row_of_register_data_with_count_becomes_that_many_registers() {
         let text = "# heading\n0x474\t3\t4\tMC{29}_CTL\tA{0},B\tany\t-\tmanual\n";
         let mentions = read(text).unwrap();
         let names = |mention: &Mention| -> Vec<String> {
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_row_is_an_error_that_quotes_the_row() {
+    fn bad_row_of_register_data_is_an_error_that_quotes_the_row() {
         for row in [
             "0x1\t1\t1\tA\t-\tany\t-",
             "1\t1\t1\tA\t-\tany\t-\tmanual",

@@ -30,7 +30,7 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// Adds the prefix `MSR_`, which geopm leaves out.
+/// Returns the name with the prefix `MSR_`, which geopm's lists leave out.
 fn styled(name: &str) -> String {
     if name.starts_with("IA32_") {
         name.to_owned()

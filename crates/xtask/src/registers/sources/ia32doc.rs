@@ -6,7 +6,8 @@ use saphyr::{LoadableYamlNode, Yaml};
 
 use super::{Field, Mention, Rank, Source, sentence};
 
-/// The highest bit that a physical address can have, where the list says `MAXPHYADDR-1`.
+/// The highest bit that a physical address can have. It takes the place of `MAXPHYADDR-1` in ia32-doc's
+/// list.
 const PHYSICAL_ADDRESS_TOP: u8 = 51;
 
 pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
@@ -14,7 +15,7 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     let entries = documents
         .first()
         .and_then(Yaml::as_sequence)
-        .context("no list of entries")?;
+        .context("the file is not a list of registers")?;
     let mut mentions = Vec::new();
     for entry in entries {
         walk(entry, &[], &mut mentions)?;
@@ -22,8 +23,9 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// Collects the mention of an entry that is a register, or of each register of an entry that is a group. A
-/// register without bit fields of its own has those of its group, `inherited`.
+/// Appends to `mentions` the register that this element of the list describes, or each register of the
+/// element if it describes a group. A register without bit fields of its own has those of its group,
+/// `inherited`.
 fn walk(entry: &Yaml<'_>, inherited: &[Field], mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
     if is_bit_field_list(entry) {
         return Ok(()); // the layout of a structure in memory
@@ -88,7 +90,7 @@ fn is_bit_field_list(entry: &Yaml<'_>) -> bool {
     matches!(kind, Some("bitfield" | "struct"))
 }
 
-/// Returns the bit fields that the entry itself lists.
+/// Returns the bit fields that this element of the list has itself, not those of its group.
 fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
     let mut fields = Vec::new();
     for list in children(entry).filter(|child| is_bit_field_list(child)) {
@@ -98,7 +100,7 @@ fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
             };
             let (low, high) = bits_of(bits)?;
             let (Some(name), _) = names(item) else {
-                bail!("a field without a name");
+                bail!("a bit field has no name");
             };
             fields.push(Field {
                 low,
@@ -118,7 +120,7 @@ fn bits_of(bits: &Yaml<'_>) -> anyhow::Result<(u8, u8)> {
         let bit = u8::try_from(bit)?;
         return Ok((bit, bit));
     }
-    let text = bits.as_str().context("bits that are no text")?;
+    let text = bits.as_str().context("the bits of a field are not text")?;
     let (low, high) = text.split_once('-').with_context(|| text.to_owned())?;
     let high = match high {
         "(MAXPHYADDR-1)" => PHYSICAL_ADDRESS_TOP,

@@ -1,12 +1,13 @@
-//! Reader of the two lists of names, of Linux and of EDK2: `index<TAB>name<TAB>header`.
+//! Reader of the two lists of MSR names of Linux and of EDK2. Each of their lines is
+//! `index<TAB>name<TAB>header`.
 
 use anyhow::{Context, bail};
 
 use super::{Mention, Rank, Source, hex};
 
-/// The families of EDK2's headers, with the prefix that each uses in its names. If a register's name is
-/// unique only with a family, it gets the first family of this list that has the register. The servers from
-/// Nehalem on come first.
+/// The processor families of EDK2's headers, with the prefix that each header uses in its names. If a
+/// register's name is unique only with a family, the name gets the first family of this list that has
+/// the register. The servers from Nehalem on come first.
 const FAMILIES: [(&str, &str); 21] = [
     ("NehalemMsr", "NEHALEM_"),
     ("SandyBridgeMsr", "SANDY_BRIDGE_"),
@@ -86,7 +87,7 @@ pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
             }
             (Some(_), None) => mention.named(name, Rank::FamilyArchitectural),
             (None, _) if NO_FAMILY.contains(&header) => mention.named(name, Rank::Architectural),
-            (None, _) => bail!("{name}: {header} is no header that names.rs knows"),
+            (None, _) => bail!("{name}: names.rs does not know the header {header}"),
         });
     }
     Ok(mentions)

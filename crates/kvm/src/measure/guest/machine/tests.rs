@@ -90,7 +90,7 @@ fn guest_port_write_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn load_discards_pending_exit() {
+fn load_of_script_discards_pending_exit() {
     let Some(mut guest) = guest() else { return };
     crate::sys::calls::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
     guest.load(&[Op::Read(MsrIndex::new(0x1234_5678))]).unwrap();
