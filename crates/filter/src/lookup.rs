@@ -124,8 +124,8 @@ impl<W: Word> Lookup<W> {
         }
     }
 
-    /// Returns the word at the offset `at` of the pages, or 0 past the end of the pages. A verdict bit
-    /// of 0 denies.
+    /// Returns the word at the offset `at` of the pages, or 0 past the end of the pages. So a decision
+    /// past the end would deny, because a verdict bit of 0 denies.
     #[inline]
     fn word(&self, at: usize) -> u64 {
         self.pages.get(at).map_or(0, Word::get)

@@ -150,8 +150,8 @@ impl fmt::Display for RangeError {
 impl core::error::Error for RangeError {}
 
 impl SetCall {
-    /// Handles the call `KVM_X86_SET_MSR_FILTER` of a caller of this width. The address `argument` is
-    /// that of its `struct kvm_msr_filter`.
+    /// Handles the call `KVM_X86_SET_MSR_FILTER` of a caller of this width, whose `struct
+    /// kvm_msr_filter` is at the address `argument`.
     #[must_use]
     pub fn read(
         revision: Revision,

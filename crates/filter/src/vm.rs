@@ -55,9 +55,9 @@ pub struct Vm {
 /// An error for a filter that was made for another revision than the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignFilter {
-    /// The VM's revision.
+    /// The revision of KVM that the VM behaves like.
     pub vm: Revision,
-    /// The filter's revision.
+    /// The revision of KVM that the filter was made for.
     pub filter: Revision,
 }
 

@@ -66,7 +66,7 @@ pub enum IgnoreMsrs {
     On,
     /// Off: an access to an MSR that KVM does not know fails, with an exit or a #GP.
     Off,
-    /// Unknown: the parameter could not be read.
+    /// Unknown: the probe could not read the parameter.
     NotSeen,
 }
 

@@ -34,9 +34,10 @@ impl<R> Vcpu<R> {
         }
     }
 
-    /// Recomputes the intercepts from one filter. The request is marked as handled before the filter is
-    /// read, so that a filter that is published during the recomputation leaves a new request. A set
-    /// call waits until the recomputation is done, which takes some 50,000 decisions at most.
+    /// Recomputes the vCPU's intercept bitmap from one filter. The request is marked as handled before
+    /// the filter is read, so that a filter that is published during the recomputation leaves a new
+    /// request. A set call waits until the recomputation is done, which takes some 50,000 decisions at
+    /// most.
     fn recompute(&mut self) {
         self.seen = self.shared.changes();
         let intercepts = &mut self.intercepts;

@@ -84,7 +84,7 @@ pub enum GuestError {
     },
     /// An access completed, but left values in the registers that no RDMSR or WRMSR leaves there (S5.4).
     Registers {
-        /// The step of the access.
+        /// The step of the script that made the access.
         step: StepAt,
         /// The value of RAX after the access.
         rax: u64,
@@ -105,7 +105,7 @@ pub enum GuestError {
         /// The step without a report.
         step: StepAt,
     },
-    /// `KVM_RUN` returned under `immediate_exit`, but not with EINTR (S5.6).
+    /// `KVM_RUN` did not return EINTR, although `immediate_exit` was set (S5.6).
     NotImmediate {
         /// The step that the guest was at.
         step: StepAt,
