@@ -345,5 +345,9 @@ fn replay_of_task_counts_accesses_of_that_task_and_names_several_vms() {
 
     let nameless = [&trace[..], b"kvm_msr: msr_write 6e0 = 0x1\n"].concat();
     let (code, part) = report(&["--task", "12"], &nameless);
-    assert_eq!((code, &part["without_task"]), (Some(2), &1.into()), "{part}");
+    assert_eq!(
+        (code, &part["without_task"]),
+        (Some(2), &1.into()),
+        "{part}"
+    );
 }
