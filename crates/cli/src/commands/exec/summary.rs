@@ -1,7 +1,6 @@
 //! The text about a run at its end, and the JSON line of each event.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
