@@ -172,7 +172,7 @@ pub(crate) struct CompileArgs {
     /// The format of the output
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
-    /// The file to write, completely or not at all; without it, standard output. A device, a pipe, or an open file such
+    /// The file to write, completely or not at all; without it or with `-`, standard output. A device, a pipe, or an open file such
     /// as /dev/stdout is written to directly
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,

@@ -59,6 +59,21 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
 /// `compile` replaces an existing output file and leaves no other file beside it. If the policy has
 /// mistakes, the old output stays.
 #[test]
+fn compile_to_dash_writes_to_standard_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    let policy = fs::canonicalize(GOOD).unwrap();
+    command
+        .arg("compile")
+        .arg(policy)
+        .args(["--format", "json", "-o", "-"]);
+    let output = command.current_dir(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout.starts_with(b"{"), "{output:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn compile_replaces_output_file_by_rename() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("json");

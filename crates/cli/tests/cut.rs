@@ -70,20 +70,20 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
     let folder = folder.path();
     for (text, code, says) in [
         (
-            "0x10 0x0\n0xc0000081 0xffffffff0",
+            "0x10 0x0 # TSC\n0xc0000081 0xffffffff0",
             2,
             Some(
                 "not imported: list:2: this last line was not read: it does not end with a line feed",
             ),
         ),
         (
-            "0xc0000081 0xffffffff0",
+            "# Write Mask\n0xc0000081 0xffffffff0",
             2,
             Some(
-                "not imported: list:1: this last line was not read: it does not end with a line feed",
+                "not imported: list:2: this last line was not read: it does not end with a line feed",
             ),
         ),
-        ("0x10 0x0\n0xc0000081 0xffffffff0\n", 0, None),
+        ("0x10 0x0 # TSC\n0xc0000081 0xffffffff0\n", 0, None),
         ("0x10 0x0 # \"TSC\"", 0, None),
         (
             "kvm [1]: ignored wrmsr: 0x10 data 0x0\nkvm [1]: ignored wrmsr: 0xc001",

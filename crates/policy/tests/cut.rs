@@ -173,12 +173,12 @@ fn import_of_cut_lines_gives_only_entries_of_whole_file() {
 #[test]
 fn import_reads_last_line_without_line_feed_if_complete() {
     for (text, is_whole) in [
-        ("0xc0000081 0xffffffff0", false),
-        ("0xc0000081 0xffffffff00000000", false),
-        ("0xc0000081 0xffffffff00000000 ", true),
+        ("# Write Mask\n0xc0000081 0xffffffff0", false),
+        ("# Write Mask\n0xc0000081 0xffffffff00000000", false),
+        ("# Write Mask\n0xc0000081 0xffffffff00000000 ", true),
         ("0xc0000081 0xffffffff00000000 # \"STAR\"", true),
-        ("0x10 0x0\n0x11", false),
-        ("0x10 0x0\n# end", true),
+        ("# Write Mask\n0x10 0x0\n0x11", false),
+        ("# Write Mask\n0x10 0x0\n# end", true),
         ("kvm [1]: ignored wrmsr: 0xc001", false),
         ("kvm [1]: ignored wrmsr: 0xc0011029 data 0x", true),
         ("kvm [1]: Unhandled WRMSR(0x1d9)", true),

@@ -185,7 +185,9 @@ fn messages_of_import_errors_are_as_recorded() {
         error_of(b"\0", None),
         error_of(b"", Some(Format::Program)),
         error_of(br#"{"schema":1,"default":"deny","ranges":[]}"#, None),
-        error_of(many.as_bytes(), None),
+        error_of(many.as_bytes(), Some(Format::MsrSafe)),
+        error_of(b"0x10 0x0\n", None),
+        error_of(br#"{"vcpu_features":[]}"#, None),
     ];
     insta::assert_snapshot!(messages(
         include_str!("../src/import.rs"),

@@ -7,7 +7,7 @@ use msrgate_policy::{Cpu, Program, Variant, emit};
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
 use crate::files::Inode;
-use crate::load::Input;
+use crate::load::{Input, is_standard_input};
 use crate::named;
 use crate::processor;
 use crate::results::Results;
@@ -34,7 +34,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             filter(variant, chosen_for.as_ref(), format)?
         }
     };
-    match &args.output {
+    // `-` is standard output, as it is standard input for POLICY.
+    match args.output.as_ref().filter(|path| !is_standard_input(path)) {
         Some(path) => {
             let there = Inode::behind(path);
             let read = match there {

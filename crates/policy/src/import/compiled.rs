@@ -90,8 +90,12 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
 /// Returns the filter that the kernel would read if these bytes were the caller's memory from
 /// address 0 on. The caller has 64 bits, or 32 if the bytes are no struct of a caller of 64.
 fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
-    abi_of(bytes, CallerWidth::Bits64)
-        .or_else(|error| abi_of(bytes, CallerWidth::Bits32).map_err(|_| error))
+    // After the flags, a caller of 64 bits has padding, and one of 32 bits the flags of its first range.
+    let has_padding = bytes.get(4..8).is_none_or(|four| four == [0; 4]);
+    match abi_of(bytes, CallerWidth::Bits64) {
+        Err(error) if !has_padding => abi_of(bytes, CallerWidth::Bits32).map_err(|_| error),
+        filter => filter,
+    }
 }
 
 fn abi_of(bytes: &[u8], width: CallerWidth) -> Result<Filter, ImportError> {
@@ -119,6 +123,9 @@ fn abi_of(bytes: &[u8], width: CallerWidth) -> Result<Filter, ImportError> {
     }
 }
 
+/// A number that is above every offset in a file of a struct and its bitmaps.
+const MAX_OFFSET: u64 = 0x1_0000;
+
 /// Returns the first range whose bitmap is not in the file, but at an address of a program's memory.
 fn addressed(bytes: &[u8], width: CallerWidth) -> Option<Slot> {
     let request = Request::decode(bytes.get(..width.struct_size())?, width).ok()?;
@@ -126,7 +133,7 @@ fn addressed(bytes: &[u8], width: CallerWidth) -> Option<Slot> {
     let found = slots.find(|(_, range)| {
         let is_range = Accesses::from_bits(range.flags).is_some();
         let is_used = is_range && Bitmap::words_for(range.nmsrs).is_ok();
-        is_used && range.bitmap.get() > bytes.len() as u64
+        is_used && range.bitmap.get() >= MAX_OFFSET.max(bytes.len() as u64)
     });
     found.map(|(slot, _)| slot)
 }
