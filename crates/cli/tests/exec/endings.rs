@@ -104,6 +104,15 @@ fn seccomp_filter_for_all_threads_fails_closed() {
         "{}",
         ran.err
     );
+
+    // Nobody opens the filter any more for an access that is to be logged: the guest would wait for ever.
+    let ran = endings(LOGS, "forbidden-before-first-access").unwrap();
+    assert_eq!((&*ran.out, ran.status), (".\n", 128 + 9));
+    assert!(
+        ran.err.starts_with(&format!("msrgate: {why}")),
+        "{}",
+        ran.err
+    );
 }
 
 /// A process with two threads may not do this: the guide says so.

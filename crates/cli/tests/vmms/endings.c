@@ -110,11 +110,12 @@ static void forks_while_making(void) {
     printf("good children: %d\n", good);
 }
 
-// Forbids all threads, the library's too, a system call that the library needs for a VM.
-static void forbid(uint32_t action) {
+// Forbids all threads, the library's too, the system calls with this number, or with this request of ioctl(2).
+enum { CALL = 0, REQUEST = 24 };
+static void forbid_where(uint32_t offset, uint32_t value, uint32_t action) {
     struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 1),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offset),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, action),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -122,6 +123,9 @@ static void forbid(uint32_t action) {
     CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     CHECK(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program));
 }
+
+// Forbids a system call that the library needs for a VM.
+static void forbid(uint32_t action) { forbid_where(CALL, SYS_fcntl, action); }
 
 static void forbidden(uint32_t action) {
     ioctl(kvm, KVM_GET_API_VERSION, 0);
@@ -142,6 +146,14 @@ static void forbidden_before_run(void) {
     read_msr(other, 0x8b);
 }
 
+// As above, for a vCPU that has run: the library's thread is killed when it opens the filter for a first access.
+static void forbidden_before_first_access(void) {
+    one = make();
+    read_msr(one, 0x1b);
+    forbid_where(REQUEST, 0x4188aec6 /* KVM_X86_SET_MSR_FILTER */, SECCOMP_RET_KILL_THREAD);
+    read_msr(one, 0x8b);
+}
+
 // A process with more than one thread may not make a user namespace for itself.
 static void unshares(void) {
     ioctl(kvm, KVM_GET_API_VERSION, 0);
@@ -154,7 +166,8 @@ int main(int argc, char **argv) {
         { "main-ends", main_ends }, { "main-ends-first", main_ends_first }, { "others-go-on", main_ends_and_others_go_on },
         { "child-ends", child_ends }, { "forks-while-making", forks_while_making }, { "forbidden-by-error", forbidden_by_error },
         { "forbidden-by-end-of-thread", forbidden_by_end_of_thread }, { "forbidden-by-trap", forbidden_by_trap },
-        { "forbidden-before-run", forbidden_before_run }, { "unshares", unshares }, { 0 },
+        { "forbidden-before-run", forbidden_before_run },
+        { "forbidden-before-first-access", forbidden_before_first_access }, { "unshares", unshares }, { 0 },
     };
     return act(all, argc, argv);
 }

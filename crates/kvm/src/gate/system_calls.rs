@@ -37,7 +37,8 @@ pub struct SystemCalls {
     pub vm_ioctls: &'static [Ioctl],
     /// The system calls, besides `ioctl`s of KVM, of the threads that install the gate, replace its program
     /// or drop the gate. One of these threads starts `msrgate-publish`, and ends it if it runs in the same
-    /// process.
+    /// process. A thread that sets filters in its place
+    /// ([`GateOptions::publish_by`](super::GateOptions::publish_by)) makes the calls of these threads.
     pub vm_others: &'static [&'static str],
     /// The system calls of `msrgate-publish` that are not `ioctl`s of KVM. This thread inherits the seccomp
     /// rules of the thread that starts it. The thread that [writes events](super::events::Events::spawn)

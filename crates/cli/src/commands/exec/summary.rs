@@ -255,7 +255,7 @@ mod tests {
         page.count_guarded_vm();
         for index in 0..count {
             let kind = Kind {
-                index: MsrIndex::new(index),
+                index: MsrIndex::new(0x1_0000 + index),
                 access: Access::Read,
                 disposition: Disposition::Denied,
                 reason: ExitReason::Filter,
