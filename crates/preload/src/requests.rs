@@ -33,6 +33,10 @@ const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
+/// `KVM_X86_SET_MSR_FILTER` with the size that the structure has in 32-bit programs.
+const KVM_X86_SET_MSR_FILTER_OF_32: u32 = 0x4104_aec6;
+/// A number of the same form that no request has.
+const UNKNOWN: u32 = 0x4188_aeff;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
 /// The requests for which the library must know the VM or vCPU behind the descriptor.
@@ -67,6 +71,13 @@ impl Request {
     pub(crate) fn pass(self) -> Returned {
         // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
         unsafe { sys::ioctl(self.fd, self.asked, self.argument) }
+    }
+
+    /// Passes an unknown request on the same descriptor to the kernel: its error is the one for a filter on a file that
+    /// is no VM, and for a 32-bit program's filter by a 64-bit one. A filter that bypasses the gate is never set.
+    fn pass_unknown(self) -> Returned {
+        let asked = c_ulong::from(UNKNOWN);
+        Self { asked, ..self }.pass()
     }
 
     fn address(self) -> u64 {
@@ -174,9 +185,9 @@ pub(crate) fn other(request: Request) -> Returned {
                 let at = request.address();
                 asked(process, held, move |vm| vm.set_their_filter(at))
             }
-            // The library does not know this VM. The kernel refuses the request, as it has no cookie.
-            None => request.pass(),
+            None => request.pass_unknown(),
         },
+        KVM_X86_SET_MSR_FILTER_OF_32 => request.pass_unknown(),
         KVM_MEMORY_ENCRYPT_OP if vm(process, request.fd).is_some() => refuse(
             libc::EPERM,
             "VMs with encrypted registers cannot be guarded: the policy's answers could not be given; run it without SEV",
