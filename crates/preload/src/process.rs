@@ -3,7 +3,10 @@
 //! The library's data about its process. A forked child begins anew: it has none of the parent's threads,
 //! its copies of locks that were held during the fork are never released, and it cannot use the parent's
 //! VMs.
-#![expect(unsafe_code, reason = "madvise(2) of a page of our own, and pthread_atfork")]
+#![expect(
+    unsafe_code,
+    reason = "madvise(2) of a page of our own, and pthread_atfork"
+)]
 
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;

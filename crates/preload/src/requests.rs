@@ -229,7 +229,9 @@ fn asked(
     act: impl FnOnce(&Vm) -> Returned + Send + 'static,
 ) -> Returned {
     let refused = Returned::error(libc::EBADF);
-    let answer = process.helper.ask(move || held.vm().map_or(refused, |vm| act(vm)));
+    let answer = process
+        .helper
+        .ask(move || held.vm().map_or(refused, |vm| act(vm)));
     answer.unwrap_or_else(|| refuse(libc::EIO, NO_HELPER))
 }
 

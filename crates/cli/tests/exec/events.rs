@@ -144,7 +144,10 @@ fn events_of_many_vms_at_once_do_not_overwrite_each_other() {
     let event: Value = serde_json::from_str(last).unwrap();
     assert_eq!(event["action"], "kill");
     let told = told(&format!("{rest}\n"));
-    assert_eq!((told.dropped, told.events + told.held_back), (0, VMS * MANY));
+    assert_eq!(
+        (told.dropped, told.events + told.held_back),
+        (0, VMS * MANY)
+    );
 }
 
 /// The file may end in a line that another program has not ended.

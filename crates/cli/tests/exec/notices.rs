@@ -68,9 +68,16 @@ fn guest_runs_with_the_registers_that_vmm_asks_for() {
     let Some(plain) = plain("valid-registers") else {
         return;
     };
-    assert!(plain.contains("own 5, during KVM_RUN 5, after it 5\n"), "{plain}");
+    assert!(
+        plain.contains("own 5, during KVM_RUN 5, after it 5\n"),
+        "{plain}"
+    );
     for policy in [ALLOWS, ANSWERS, LOGS, LOGS_ALL] {
-        assert_eq!(shown(policy, "valid-registers").as_ref(), Some(&plain), "{policy}");
+        assert_eq!(
+            shown(policy, "valid-registers").as_ref(),
+            Some(&plain),
+            "{policy}"
+        );
     }
 }
 
@@ -91,7 +98,10 @@ fn pages_of_vcpu_are_those_without_policy() {
     let Some(plain) = plain("whole-pages") else {
         return;
     };
-    assert!(plain.contains("exit 29: ") && plain.contains("5a5a5a5a5a5a5a5a"), "{plain}");
+    assert!(
+        plain.contains("exit 29: ") && plain.contains("5a5a5a5a5a5a5a5a"),
+        "{plain}"
+    );
     for policy in [ALLOWS, ZERO, LOGS, LOGS_ALL] {
         let shown = shown(policy, "whole-pages").unwrap();
         // An exit of the VMM's own under a policy that answers the access does not come.
@@ -139,7 +149,11 @@ fn vcpu_whose_only_descriptor_was_in_a_socket_ends_vmm() {
         return;
     };
     assert_eq!((&*ran.out, ran.status), ("received\n", 137), "{}", ran.err);
-    assert!(ran.err.contains("a vCPU has run that has no gate"), "{}", ran.err);
+    assert!(
+        ran.err.contains("a vCPU has run that has no gate"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]

@@ -202,6 +202,9 @@ static void print_run(struct kvm_run *run) {
     memcpy(words, run, sizeof words);
     int defined = run->exit_reason == KVM_EXIT_IO ? 16 : run->exit_reason == KVM_EXIT_X86_RDMSR ? 24 : 0;
     memset((char *)words + 32 + defined, 0, 256 - defined);
+    // The number of an exception means nothing where there is none.
+    struct kvm_vcpu_events *events = &((struct kvm_run *)words)->s.regs.events;
+    if (!events->exception.injected && !events->exception.pending) memset(&events->exception, 0, sizeof events->exception);
     printf("exit %d:", run->exit_reason);
     for (int i = 0; i < 12288 / 8; i++) if (words[i]) printf(" %x:%lx", i * 8, (long)words[i]);
     printf("\n");
