@@ -175,7 +175,9 @@ fn other(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NOCTTY)
         .open(path)?;
     if opened.metadata()?.is_file() {
-        return Err(io::Error::other("it was a device or a pipe, and is a file now"));
+        return Err(io::Error::other(
+            "it was a device or a pipe, and is a file now",
+        ));
     }
     Ok(opened)
 }

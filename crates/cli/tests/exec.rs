@@ -25,6 +25,8 @@ mod learn;
 mod links;
 #[path = "exec/musl.rs"]
 mod musl;
+#[path = "exec/notices.rs"]
+mod notices;
 #[path = "exec/places.rs"]
 mod places;
 #[path = "exec/qemu.rs"]

@@ -59,19 +59,19 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
 /// nothing: the standard library closes its own descriptors through it, too.
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
-    if let Some(process) = process::known()
-        && process.table.knows(fd)
-        // A child made by vfork(2) shares the parent's memory, but has descriptors of its own.
-        && sys::process() == process.pid
-    {
-        process.table.own.remove(fd);
-        // The slot is emptied before the kernel can give the number to another file.
-        let was_known = process.table.take(fd);
+    let Some(process) = process::known() else {
+        return sys::close(fd).as_c();
+    };
+    // The slot is emptied before the kernel can give the number to another file. A child made by vfork(2) shares the
+    // parent's memory, but has descriptors of its own: the helper thread, or the parent's next request, finds that the
+    // number still is the thing's, and puts it back. Asking for the process's number might be forbidden here.
+    if process.table.take(fd) {
         let returned = sys::close(fd);
-        if was_known {
-            process.helper.wake();
-        }
+        process.helper.wake();
         return returned.as_c();
+    }
+    if process.table.own.has(fd) && sys::process() == process.pid {
+        process.table.own.remove(fd);
     }
     sys::close(fd).as_c()
 }

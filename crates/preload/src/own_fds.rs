@@ -36,6 +36,23 @@ impl OwnFds {
         words.map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// Returns the numbers of the library's own descriptors.
+    fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let words = self.0.iter().map(|word| word.load(Ordering::Relaxed));
+        let bits = |word: u64| (0..BITS).map(move |bit| word >> bit & 1 == 1);
+        let all = (0..).zip(words.flat_map(bits));
+        all.filter(|(_, is_own)| *is_own).map(|(fd, _)| fd)
+    }
+
+    /// Closes the library's own descriptors, which are of VMs and vCPUs, in a forked child, which has copies of them.
+    /// A number may have a file of the VMM's by now, which the function does not close. It takes no lock and allocates
+    /// nothing.
+    pub(crate) fn close_in_child(&self) {
+        for fd in self.numbers().filter(|fd| sys::is_of_kvm(*fd)) {
+            sys::close(fd);
+        }
+    }
+
     fn add(&self, fd: RawFd) {
         if let Some((word, bit)) = self.place(fd) {
             word.fetch_or(bit, Ordering::Relaxed);

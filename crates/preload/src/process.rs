@@ -1,9 +1,12 @@
-//! Unsafe: a page that is zeros in a forked child.
+//! Unsafe: a page that is zeros in a forked child, and a function that the C library calls there.
 //!
 //! The library's data about its process. A forked child begins anew: it has none of the parent's threads,
 //! its copies of locks that were held during the fork are never released, and it cannot use the parent's
 //! VMs.
-#![expect(unsafe_code, reason = "madvise(2) of a page of our own")]
+#![expect(
+    unsafe_code,
+    reason = "madvise(2) of a page of our own, and pthread_atfork"
+)]
 
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -25,6 +28,18 @@ pub(crate) struct Process {
 
 /// The address of the word that holds the process, in a page that is zeros in a forked child.
 static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
+
+/// The last process that this one was, or was forked from, and that has made a KVM request: a forked child closes the
+/// library's descriptors of that process's VMs. As long as a child had them, KVM would keep the VMs.
+static LAST: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
+
+extern "C" fn begin_child() {
+    // SAFETY: the pointer is null, or to a process that is never dropped, of which the child has a copy.
+    let parent = unsafe { LAST.swap(ptr::null_mut(), Ordering::AcqRel).as_ref() };
+    if let Some(parent) = parent {
+        parent.table.own.close_in_child();
+    }
+}
 
 /// Makes the page for [`PLACE`].
 ///
@@ -48,7 +63,13 @@ pub(crate) fn prepare() -> Result<(), String> {
     // SAFETY: the page stays mapped and is aligned, and zeros are a null pointer.
     let place = unsafe { page.cast::<AtomicPtr<Process>>().as_ref() };
     let _ = PLACE.set(place);
-    Ok(())
+    // SAFETY: the function is one of this library, which is never unloaded. It calls only what may be called in a child
+    // of several threads.
+    let failed = unsafe { libc::pthread_atfork(None, None, Some(begin_child)) };
+    match failed {
+        0 => Ok(()),
+        error => Err(std::io::Error::from_raw_os_error(error).to_string()),
+    }
 }
 
 /// Returns this process, if it has made a KVM request.
@@ -92,6 +113,7 @@ fn begin() -> Result<&'static Process, String> {
     );
     match set {
         Ok(_) => {
+            LAST.store(process, Ordering::Release);
             // The main thread of a forked child may be another one of its parent's.
             ending::watch_main_thread();
             // SAFETY: the process is never dropped.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use msrgate_kvm::gate::{Told, Watcher};
 use msrgate_program::answer::Disposition;
-use msrgate_state::{Kind, Page, Seen};
+use msrgate_state::{Kind, Limited, Page, Seen};
 
 /// A watcher that writes the answers of one VM's gate into the state page.
 pub(crate) struct Recorder {
@@ -30,7 +30,11 @@ impl Recorder {
 impl Watcher for Recorder {
     fn told(&self, told: &Told) {
         let (exit, time) = (told.exit, now());
-        let is_event = told.disposition == Disposition::Killed || self.limit.passes(time);
+        let limit = if told.disposition == Disposition::Killed {
+            Limited::Passes
+        } else {
+            self.limit.ask(time)
+        };
         let seen = Seen {
             kind: Kind {
                 index: exit.index,
@@ -45,16 +49,12 @@ impl Watcher for Recorder {
             origin: told.origin,
             time,
         };
-        self.page.note(&seen, is_event);
-        if !is_event {
-            // This comes last: if the process is killed before, the access counts as one without an event.
-            self.page.hold_back();
-        }
+        self.page.note(&seen, limit);
     }
 }
 
-/// A limit of events per second for one VM. The command takes events out of the ring ten times a second, and
-/// the ring has room for eight times [`PER_SECOND`]. Events of a kill do not count.
+/// A limit of events per second for one VM. The command takes events out of the VM's ring ten times a second, and
+/// the ring has room for the events of two seconds. Events of a kill do not count.
 #[derive(Default)]
 struct Limit {
     second: AtomicU64,
@@ -64,14 +64,18 @@ struct Limit {
 const PER_SECOND: u64 = 1000;
 
 impl Limit {
-    /// Counts an event at this time, and returns true if it is within the limit. If two vCPUs begin a second
+    /// Counts an event at this time, and decides if it is within the limit. If two vCPUs begin a second
     /// together, both may reset the count, and a few more events pass.
-    fn passes(&self, time: u64) -> bool {
+    fn ask(&self, time: u64) -> Limited {
         let second = time / 1_000_000_000;
         if self.second.swap(second, Ordering::Relaxed) != second {
             self.count.store(0, Ordering::Relaxed);
         }
-        self.count.fetch_add(1, Ordering::Relaxed) < PER_SECOND
+        if self.count.fetch_add(1, Ordering::Relaxed) < PER_SECOND {
+            Limited::Passes
+        } else {
+            Limited::HeldBack
+        }
     }
 }
 
@@ -90,7 +94,10 @@ mod tests {
     #[test]
     fn limit_begins_anew_each_second() {
         let limit = Limit::default();
-        let passed = |time: u64| (0..3000).filter(|_| limit.passes(time)).count();
+        let passed = |time: u64| {
+            let asked = (0..3000).filter(|_| limit.ask(time) == Limited::Passes);
+            asked.count()
+        };
         assert_eq!([passed(5), passed(999_999_999)], [1000, 0]);
         assert_eq!([passed(1_000_000_000), passed(7_000_000_000)], [1000, 1000]);
     }

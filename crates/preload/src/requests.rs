@@ -21,7 +21,7 @@ use crate::process::{self, Process};
 use crate::run::{self, First, Ran};
 use crate::state::{self, Run};
 use crate::sys::{self, Returned};
-use crate::table::FDS;
+use crate::table::{FDS, Held};
 use crate::thing::{Thing, Vcpu, Vm, capability};
 
 /// Request numbers (`linux/kvm.h`). The kernel looks at their low 32 bits only.
@@ -33,6 +33,10 @@ const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
+/// `KVM_X86_SET_MSR_FILTER` with the size that the structure has in 32-bit programs.
+const KVM_X86_SET_MSR_FILTER_OF_32: u32 = 0x4104_aec6;
+/// A number of the same form that no request has.
+const UNKNOWN: u32 = 0x4188_aeff;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
 /// The requests for which the library must know the VM or vCPU behind the descriptor.
@@ -74,6 +78,13 @@ impl Request {
     fn pass_guarded(self) -> Returned {
         // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
         unsafe { sys::guarded_ioctl(self.fd, self.asked, self.argument) }
+    }
+
+    /// Passes an unknown request on the same descriptor to the kernel: its error is the one for a filter on a file that
+    /// is no VM, and for a 32-bit program's filter by a 64-bit one. A filter that bypasses the gate is never set.
+    fn pass_unknown(self) -> Returned {
+        let asked = c_ulong::from(UNKNOWN);
+        Self { asked, ..self }.pass()
     }
 
     fn address(self) -> u64 {
@@ -158,13 +169,14 @@ pub(crate) fn other(request: Request) -> Returned {
             Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process)?)))
         }),
         KVM_CREATE_VCPU => {
-            let Some(vm) = vm(process, request.fd) else {
+            let Some(held) = vm(process, request.fd) else {
                 return request.pass();
             };
             #[expect(clippy::cast_possible_truncation, reason = "KVM looks at the low half")]
             let id = request.address() as u32;
             add(process, request.pass(), move |fd| {
-                Ok(Thing::Vcpu(Arc::new(Vcpu::new(fd, id, vm)?)))
+                let vm = held.vm().ok_or("the descriptor is no VM's")?;
+                Ok(Thing::Vcpu(Arc::new(Vcpu::new(fd, id, Arc::clone(vm))?)))
             })
         }
         KVM_SET_CPUID => set_cpuid::<kvm_cpuid_entry>(process, request),
@@ -172,13 +184,13 @@ pub(crate) fn other(request: Request) -> Returned {
         KVM_SET_MSRS => set_msrs(process, request),
         KVM_ENABLE_CAP => enable_capability(process, request),
         KVM_X86_SET_MSR_FILTER => match vm(process, request.fd) {
-            Some(vm) => {
+            Some(held) => {
                 let at = request.address();
-                asked(process, move || vm.set_their_filter(at))
+                asked(process, held, move |vm| vm.set_their_filter(at))
             }
-            // The library does not know this VM. The kernel refuses the request, as it has no cookie.
-            None => request.pass(),
+            None => request.pass_unknown(),
         },
+        KVM_X86_SET_MSR_FILTER_OF_32 => request.pass_unknown(),
         KVM_MEMORY_ENCRYPT_OP if vm(process, request.fd).is_some() => refuse(
             libc::EPERM,
             "VMs with encrypted registers cannot be guarded: the policy's answers could not be given; run it without SEV",
@@ -207,17 +219,22 @@ fn depends_on_identity(process: &Process, request: Request) -> bool {
     }
 }
 
-fn vm(process: &Process, fd: RawFd) -> Option<Arc<Vm>> {
-    process.table.get(fd)?.vm().cloned()
-}
-
-fn vcpu(process: &Process, fd: RawFd) -> Option<Arc<Vcpu>> {
-    process.table.get(fd)?.vcpu().cloned()
+/// Returns the VM behind a descriptor, in use. A thread of the VMM's has no `Arc` of it: if another thread closes the
+/// descriptor meanwhile, the helper thread drops the VM.
+fn vm(process: &'static Process, fd: RawFd) -> Option<Held<'static>> {
+    process.table.get(fd).filter(|held| held.vm().is_some())
 }
 
 /// Runs `act` on the helper thread, and returns its result, or `EIO` if the thread has ended.
-fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'static) -> Returned {
-    let answer = process.helper.ask(act);
+fn asked(
+    process: &'static Process,
+    held: Held<'static>,
+    act: impl FnOnce(&Vm) -> Returned + Send + 'static,
+) -> Returned {
+    let refused = Returned::error(libc::EBADF);
+    let answer = process
+        .helper
+        .ask(move || held.vm().map_or(refused, |vm| act(vm)));
     answer.unwrap_or_else(|| refuse(libc::EIO, NO_HELPER))
 }
 
@@ -298,7 +315,9 @@ fn set_cpuid<E: Entry>(process: &Process, request: Request) -> Returned {
     const HEADER: usize = size_of::<kvm_cpuid2>();
     const { assert!(HEADER == size_of::<kvm_cpuid>()) };
     let returned = request.pass();
-    let vcpu = vcpu(process, request.fd).filter(|vcpu| !vcpu.is_bound());
+    let held = process.table.get(request.fd);
+    let vcpu = held.as_deref().and_then(Thing::vcpu);
+    let vcpu = vcpu.filter(|vcpu| !vcpu.is_bound());
     if let (Returned::DONE, Some(vcpu)) = (returned, vcpu) {
         // SAFETY: the kernel has just read a header there. It begins with the number of entries behind it.
         let count = unsafe { request.argument.cast::<u32>().read_unaligned() };
@@ -311,7 +330,9 @@ fn set_cpuid<E: Entry>(process: &Process, request: Request) -> Returned {
 
 fn set_msrs(process: &Process, request: Request) -> Returned {
     let returned = request.pass();
-    if let (Ok(count), Some(vcpu)) = (returned.get(), vcpu(process, request.fd)) {
+    let held = process.table.get(request.fd);
+    let vcpu = held.as_deref().and_then(Thing::vcpu);
+    if let (Ok(count), Some(vcpu)) = (returned.get(), vcpu) {
         let count = u32::try_from(count).unwrap_or(0);
         // SAFETY: the kernel has just read a kvm_msrs there, with at least `count` entries; kvm_msr_entry
         // consists of integers.
@@ -336,7 +357,7 @@ unsafe fn behind<T>(request: Request, header: usize, count: u32) -> Vec<T> {
 }
 
 fn enable_capability(process: &'static Process, request: Request) -> Returned {
-    let Some(vm) = vm(process, request.fd) else {
+    let Some(held) = vm(process, request.fd) else {
         return request.pass();
     };
     let at = request.address();
@@ -344,7 +365,7 @@ fn enable_capability(process: &'static Process, request: Request) -> Returned {
     let wanted = Capability::user_space_msr(Revision::Mainline).get();
     match asked_for {
         Some((capability, 0, mask)) if capability == wanted => {
-            asked(process, move || vm.set_their_mask(mask))
+            asked(process, held, move |vm| vm.set_their_mask(mask))
         }
         // The kernel answers a request for another capability, or one that is malformed.
         _ => request.pass(),

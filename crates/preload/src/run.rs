@@ -17,6 +17,9 @@ use crate::thing::Vcpu;
 /// by a signal that came between two `KVM_RUN`s.
 const TURN: Duration = Duration::from_millis(1);
 
+/// The time after which an answer has taken so long that a kick may well have come meanwhile.
+const LONG: Duration = Duration::from_micros(50);
+
 /// True once the process was found to catch signals with which it may kick vCPUs.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
@@ -52,6 +55,11 @@ pub(crate) fn run(
             // The gate has withdrawn an access that it saw too late: the guest executes it again.
             first = First::Enter;
         }
+        // A kick that was handled meanwhile has come after the VMM last looked for one.
+        if first == First::Enter && are_caught(process) {
+            vcpu.page.interrupt();
+            return Ran::Returned(Returned::error(libc::EINTR));
+        }
     }
     answered(process, vcpu, first, enter)
 }
@@ -70,7 +78,7 @@ fn answered(
     mut first: First,
     enter: impl Fn() -> Returned,
 ) -> Ran {
-    let mut since = None;
+    let mut turn = Turn::default();
     loop {
         if first == First::Enter {
             vcpu.page.mark();
@@ -84,26 +92,69 @@ fn answered(
             }
         }
         first = First::Enter;
-        if !is_msr_exit(vcpu) || !answer(process, vcpu) {
+        if !is_msr_exit(vcpu) {
             return Ran::Returned(Returned::DONE);
         }
-        let now = Instant::now();
-        let begun = *since.get_or_insert(now);
-        if now.duration_since(begun) >= TURN {
+        let begun = Instant::now();
+        let answered = answer(process, vcpu);
+        if answered == Answered::ByVmm {
+            return Ran::Returned(Returned::DONE);
+        }
+        if turn.is_over(answered, begun) {
             if vcpu.vm.rewinds() && process.helper.has_ended() {
                 // The guest may wait for a filter that nobody sets any more.
                 end(process, &format!("{NO_HELPER}, and the VMM is ended"));
             }
-            if are_caught(process) {
-                return Ran::Returned(turn(process, vcpu));
+            if turn.are_caught(process) {
+                return Ran::Returned(end_turn(process, vcpu));
             }
-            since = Some(now);
         }
     }
 }
 
-/// Answers an exit. Returns false if the exit belongs to the VMM.
-fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> bool {
+/// The time for which the library has answered exits within one `KVM_RUN` of the VMM's.
+#[derive(Default)]
+struct Turn {
+    since: Option<Instant>,
+    /// The time when the process was last found to catch no signal.
+    uncaught: Option<Instant>,
+}
+
+impl Turn {
+    /// Returns true if the VMM should look for a kick that was handled between two `KVM_RUN`s: the guest may make no
+    /// further exit. `begun` is the time of the exit that was just answered.
+    fn is_over(&mut self, answered: Answered, begun: Instant) -> bool {
+        let since = *self.since.get_or_insert(begun);
+        let now = Instant::now();
+        answered == Answered::Again || now - begun >= LONG || now - since >= TURN
+    }
+
+    fn are_caught(&mut self, process: &'static Process) -> bool {
+        let now = Instant::now();
+        if self.uncaught.is_some_and(|when| now - when < TURN) {
+            return false;
+        }
+        let are_caught = are_caught(process);
+        if !are_caught {
+            (self.since, self.uncaught) = (Some(now), Some(now));
+        }
+        are_caught
+    }
+}
+
+/// The answer to an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    /// The next `KVM_RUN` gives the guest the gate's answer.
+    ByGate,
+    /// The guest executes the access again, as its filter is about to be opened.
+    Again,
+    /// The exit belongs to the VMM.
+    ByVmm,
+}
+
+/// Answers an exit, or leaves it to the VMM.
+fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> Answered {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
         end(process, "a vCPU has lost its gate");
@@ -115,8 +166,9 @@ fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> bool {
         answer()
     };
     match answered {
-        Ok(Outcome::Resume) => true,
-        Err(AnswerError::Theirs) => false,
+        Ok(Outcome::Resume) if vcpu.page.with_vcpu(|raw| gate.has_answer(raw)) => Answered::ByGate,
+        Ok(Outcome::Resume) => Answered::Again,
+        Err(AnswerError::Theirs) => Answered::ByVmm,
         Ok(Outcome::Kill(violation)) => end(process, &format!("{violation}; the VMM is ended")),
         Ok(Outcome::Handler(asked)) => end(
             process,
@@ -143,7 +195,7 @@ fn are_caught(process: &'static Process) -> bool {
 
 /// Returns to the VMM as if a signal had come. The answered exit is completed first, so that the VMM may
 /// read and write the vCPU's registers.
-fn turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
+fn end_turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
         end(process, "a vCPU has lost its gate");

@@ -4,7 +4,7 @@
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 
-use kvm_bindings::{KVM_SYNC_X86_REGS, kvm_run};
+use kvm_bindings::{KVM_EXIT_INTR, KVM_SYNC_X86_REGS, kvm_run};
 use msrgate_kvm::gate::RawVcpu;
 
 /// A vCPU's descriptor of our own, by which it is known whatever number the VMM has closed, and its first page, mapped once more: all that the gate looks at lies there.
@@ -39,7 +39,12 @@ impl SharedPage {
             )
         };
         match NonNull::new(page).filter(|_| page != libc::MAP_FAILED) {
-            Some(page) => Ok(Self(page.cast(), vcpu)),
+            Some(page) => {
+                // A forked child cannot use the vCPU, and a mapping would keep the VM. If this fails, it does.
+                // SAFETY: the mapping is ours and has this size.
+                unsafe { libc::madvise(page.as_ptr(), SIZE, libc::MADV_DONTFORK) };
+                Ok(Self(page.cast(), vcpu))
+            }
             None => Err(format!(
                 "the vCPU's page cannot be mapped: {}",
                 std::io::Error::last_os_error()
@@ -68,6 +73,14 @@ impl SharedPage {
         let field = unsafe { &raw const (*self.0.as_ptr()).exit_reason };
         // SAFETY: the field is mapped and aligned; the read is volatile, as the kernel writes the field.
         unsafe { field.read_volatile() }
+    }
+
+    /// Sets the exit reason of a `KVM_RUN` that a signal has interrupted.
+    pub(crate) fn interrupt(&self) {
+        // SAFETY: the field lies in the mapped page.
+        let field = unsafe { &raw mut (*self.0.as_ptr()).exit_reason };
+        // SAFETY: the field is mapped and aligned, and the vCPU's own thread calls this between two runs.
+        unsafe { field.write_volatile(KVM_EXIT_INTR) }
     }
 
     /// Marks the page before a `KVM_RUN`, which removes the mark if it runs this page's vCPU.

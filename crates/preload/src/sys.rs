@@ -260,6 +260,33 @@ pub(crate) fn compare(one: RawFd, other: RawFd) -> Compared {
     }
 }
 
+/// Returns true if a descriptor is of a VM or a vCPU, by its name below `/proc`. The function allocates nothing.
+pub(crate) fn is_of_kvm(fd: RawFd) -> bool {
+    const NAME: &[u8] = b"anon_inode:kvm-v";
+    let mut path = *b"/proc/self/fd/0000000000\0";
+    let mut rest = fd.unsigned_abs();
+    for digit in path[14..24].iter_mut().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+    }
+    // The kernel takes a number without leading zeros only.
+    let zeros = path[14..23].iter().take_while(|digit| **digit == b'0');
+    let zeros = zeros.count();
+    path.copy_within(14 + zeros.., 14);
+    let mut name = [0; NAME.len()];
+    let asked = [
+        path.as_ptr().expose_provenance() as u64,
+        name.as_mut_ptr().expose_provenance() as u64,
+        name.len() as u64,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: readlink(2) reads a path that ends in a zero, and writes at most `name.len()` bytes into `name`.
+    let read = unsafe { call(libc::SYS_readlink, asked) };
+    read.get().is_ok() && name == NAME
+}
+
 /// Returns the number of this process's open descriptors, or `None` if the kernel does not tell, as before
 /// Linux 6.2.
 pub(crate) fn open_fds() -> Option<u64> {

@@ -143,12 +143,6 @@ impl Table {
         slot.is_some_and(|slot| !slot.entry.load(Ordering::Relaxed).is_null())
     }
 
-    /// Returns true if the number is that of a thing, or one of the library's own.
-    #[inline]
-    pub(crate) fn knows(&self, fd: RawFd) -> bool {
-        self.has(fd) || self.own.has(fd)
-    }
-
     /// Returns the numbers of all descriptors with a thing.
     fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let all = (0..).zip(self.slots.iter());
@@ -185,6 +179,9 @@ impl Table {
         let Some(slot) = self.slot(fd) else {
             return false;
         };
+        if slot.entry.load(Ordering::Relaxed).is_null() {
+            return false;
+        }
         let entry = slot.entry.swap(ptr::null_mut(), Ordering::SeqCst);
         self.retire(entry);
         !entry.is_null()

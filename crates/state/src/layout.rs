@@ -15,7 +15,7 @@ pub const BUILD: &str = concat!(
 pub const MAGIC: &[u8; 8] = b"MSRGATE\n";
 /// The first word of a page.
 const MAGIC_WORD: u64 = u64::from_le_bytes(*MAGIC);
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// The largest size of an encoded program in bytes. Even a policy of the largest size becomes a far smaller
 /// program.
@@ -23,8 +23,12 @@ pub const MAX_PROGRAM: usize = 16 << 20;
 
 /// The number of places for kinds of accesses.
 const PLACES: usize = 8192;
-/// The number of entries in the ring of events.
-const EVENTS: usize = 8192;
+/// The number of rings of events. Each VM has one, and shares it with other VMs only if the run has more VMs than this.
+pub(crate) const RINGS: usize = 8;
+/// The number of entries in a ring of events.
+const EVENTS: usize = 2048;
+/// The number of a ring's entries that only killed accesses get. A VMM has few of these: it is ended then.
+pub(crate) const FOR_KILLS: u64 = 32;
 /// The number of entries for VMs.
 const VMS: usize = 64;
 
@@ -51,14 +55,16 @@ pub(crate) mod word {
     pub(crate) const VMS_MADE: usize = 16;
     /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;
-    /// The position of the number of events that the library has put into the ring, including the events
-    /// that were overwritten later.
-    pub(crate) const EVENTS_PUT: usize = 18;
-    /// The position of the number of events that the library did not put into the ring because of the
-    /// limit on events per second.
+    /// The position of the number of events that the library did not put into a ring because of the limit on events
+    /// per second, or because the ring had no room for them.
     pub(crate) const HELD_BACK: usize = 19;
     /// The position of the number of VMs into which the policy was put.
     pub(crate) const VMS_GUARDED: usize = 20;
+    /// The position of the numbers of events that the library has put into each ring.
+    pub(crate) const PUT: usize = 24;
+    /// The position of the numbers of events that the reader has taken out of each ring. The reader writes them: the
+    /// library overwrites no event that is yet to be read.
+    pub(crate) const TAKEN: usize = PUT + super::RINGS;
     /// The length of the header in words.
     pub(crate) const COUNT: usize = 64;
 }
@@ -70,6 +76,7 @@ pub struct Layout {
     pub(crate) places: usize,
     pub(crate) place_count: usize,
     pub(crate) events: usize,
+    /// The number of entries in each ring.
     pub(crate) event_count: usize,
     pub(crate) program: usize,
     pub(crate) program_bytes: usize,
@@ -87,7 +94,7 @@ pub struct NewRun<'p> {
     pub ignore_msrs: u64,
     /// The encoded program.
     pub program: &'p [u8],
-    /// True if the command reads events: the page then has a ring for them.
+    /// True if the command reads events: the page then has rings for them.
     pub has_events: bool,
 }
 
@@ -119,12 +126,12 @@ impl fmt::Display for BadPage {
 impl std::error::Error for BadPage {}
 
 impl Layout {
-    /// Returns the layout of a page with these numbers of places and events and a program of this size.
+    /// Returns the layout of a page with these numbers of places and of events in a ring and a program of this size.
     const fn of(place_count: usize, event_count: usize, program_bytes: usize) -> Self {
         let vms = word::COUNT;
         let places = vms + VMS * VM_WORDS;
         let events = places + place_count * PLACE_WORDS;
-        let program = events + event_count * EVENT_WORDS;
+        let program = events + RINGS * event_count * EVENT_WORDS;
         Self {
             vms,
             places,
@@ -162,6 +169,13 @@ impl Layout {
             return Err(BadPage::Header);
         }
         Ok(layout)
+    }
+
+    /// The position of the first word of an event in a ring.
+    pub(crate) fn event(&self, ring: usize, number: u64) -> usize {
+        let at = number.checked_rem(self.event_count as u64);
+        let at = at.and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
+        self.events + (ring * self.event_count + at) * EVENT_WORDS
     }
 
     /// The number of entries for VMs.

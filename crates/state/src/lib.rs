@@ -18,6 +18,8 @@
 //! - *run*: one call of `msrgate exec`. It may start several processes with VMs, one after another or at the
 //!   same time.
 //! - *kind*: an MSR, a direction, a disposition and the reason of the exit.
+//! - *ring*: the entries for the events of a VM that are yet to be read. The library overwrites none of them: the reader
+//!   tells it, in the page, how many events it has taken. The reader believes nothing that the library could have written.
 //! - *place*: an entry of the page for the accesses of one kind. The number of places is fixed.
 #![forbid(unsafe_code)]
 
@@ -28,5 +30,5 @@ mod snapshot;
 
 pub use key::Kind;
 pub use layout::{BUILD, BadPage, Layout, MAGIC, MAX_PROGRAM, NewRun};
-pub use page::{Page, Seen};
-pub use snapshot::{Event, Followed, Recorded, Snapshot, Unfinished, VmRecord};
+pub use page::{Limited, Page, Seen};
+pub use snapshot::{Cursor, Event, Followed, Recorded, Snapshot, Unfinished, VmRecord};

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_program::Origin;
+use msrgate_program::answer::Disposition;
 
 use crate::key::Kind;
-use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, VM_WORDS, word};
+use crate::layout::{BadPage, EVENT_WORDS, FOR_KILLS, Layout, PLACE_WORDS, RINGS, VM_WORDS, word};
 
 /// A mapped state page.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,15 @@ pub struct Seen {
     pub origin: Origin,
     /// The time in nanoseconds since 1970.
     pub time: u64,
+}
+
+/// The decision of the limit on events per second about one access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limited {
+    /// The access becomes an event.
+    Passes,
+    /// The access is counted as one whose event is held back.
+    HeldBack,
 }
 
 /// The number of places that the search for a kind looks at. It is bounded so that a guest that accesses
@@ -105,10 +115,10 @@ impl<'w> Page<'w> {
         self.word(word::VMS_GUARDED).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts an access, records it if it is the first of its kind, and puts an event into the ring if
-    /// `is_event` is true. Any number of threads may call this at once. The function does not allocate and
-    /// does not wait.
-    pub fn note(&self, seen: &Seen, is_event: bool) {
+    /// Counts an access, records it if it is the first of its kind, and puts an event into the VM's ring if `limit`
+    /// lets it pass and the ring has room. Any number of threads may call this at once. The function does not allocate
+    /// and does not wait.
+    pub fn note(&self, seen: &Seen, limit: Limited) {
         match self.place(seen.kind) {
             Some(base) => {
                 let before = self.word(base + 1).fetch_add(1, Ordering::Relaxed);
@@ -120,14 +130,20 @@ impl<'w> Page<'w> {
                 self.word(word::OTHERS).fetch_add(1, Ordering::Relaxed);
             }
         }
-        if is_event && self.layout.event_count > 0 {
-            self.put(seen);
+        if self.layout.event_count == 0 {
+            return;
         }
-    }
-
-    /// Counts an event that the limit on events per second keeps out of the ring.
-    pub fn hold_back(&self) {
-        self.word(word::HELD_BACK).fetch_add(1, Ordering::Relaxed);
+        let number = match limit {
+            Limited::Passes => self.next_event(seen),
+            Limited::HeldBack => None,
+        };
+        // This comes last: if the process is killed before, the access counts as one without an event.
+        match number {
+            Some(number) => self.put(seen, number),
+            None => {
+                self.word(word::HELD_BACK).fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Returns the position of the first word of the kind's place. If the kind has no place, the function
@@ -165,12 +181,29 @@ impl<'w> Page<'w> {
         self.word(base + 7).store(1, Ordering::Release);
     }
 
-    /// Writes an event over the oldest event in the ring. The last word is the event's number plus 1, or
-    /// 0 while the event is being written, so that a reader recognises an incomplete event.
-    fn put(&self, seen: &Seen) {
-        let number = self.word(word::EVENTS_PUT).fetch_add(1, Ordering::Relaxed);
-        let slot = usize::try_from(number % self.layout.event_count as u64).unwrap_or(0);
-        let base = self.layout.events + slot * EVENT_WORDS;
+    /// Takes the number of the next event of the VM's ring. Returns `None` if all places of the ring have events that
+    /// are yet to be read.
+    fn next_event(&self, seen: &Seen) -> Option<u64> {
+        let all = self.layout.event_count as u64;
+        let room = match seen.kind.disposition {
+            Disposition::Killed => all,
+            _ => all.saturating_sub(FOR_KILLS),
+        };
+        let (put, taken) = (word::PUT + ring(seen), word::TAKEN + ring(seen));
+        let next = |put: u64| {
+            // `Acquire`: the place is written only after the reader was seen to have its event.
+            let taken = self.word(taken).load(Ordering::Acquire);
+            (put.wrapping_sub(taken) < room).then(|| put.wrapping_add(1))
+        };
+        let put = self.word(put);
+        put.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .ok()
+    }
+
+    /// Writes an event into its place. The last word is the event's number plus 1, or 0 while the event is being
+    /// written, so that a reader recognises an incomplete event.
+    fn put(&self, seen: &Seen, number: u64) {
+        let base = self.layout.event(ring(seen), number);
         let done = self.word(base + EVENT_WORDS - 1);
         done.store(0, Ordering::Release);
         let words = [
@@ -184,8 +217,13 @@ impl<'w> Page<'w> {
         for (at, value) in (base..).zip(words) {
             self.word(at).store(value, Ordering::Release);
         }
-        done.store(number + 1, Ordering::Release);
+        done.store(number.wrapping_add(1), Ordering::Release);
     }
+}
+
+/// Returns the number of the ring that has a VM's events.
+fn ring(seen: &Seen) -> usize {
+    seen.vm as usize % RINGS
 }
 
 /// Encodes two numbers in one word.

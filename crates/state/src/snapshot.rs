@@ -3,7 +3,7 @@
 use msrgate_program::Origin;
 
 use crate::key::Kind;
-use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, VM_WORDS, word};
+use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, RINGS, VM_WORDS, word};
 use crate::page::Seen;
 
 /// A copy of a state page.
@@ -31,29 +31,43 @@ pub struct VmRecord {
     pub time: u64,
 }
 
-/// An access in the ring of events.
+/// An access in a ring of events.
 pub type Event = Seen;
 
 /// The treatment of an event that a thread is writing, or was writing when its process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfinished {
-    /// The reader stops before the event: the next call finds it.
+    /// The reader stops before the event: the next call finds it. If half of the ring waits behind it, the reader
+    /// counts it as lost.
     Wait,
     /// The reader counts the event as lost, and goes on.
     Skip,
 }
 
+/// The reader's place in each ring of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor([u64; RINGS]);
+
+impl Cursor {
+    /// The position in the file, in bytes, of what [`Self::taken`] returns.
+    pub const POSITION: u64 = word::TAKEN as u64 * 8;
+
+    /// Returns the bytes that tell the library which events the reader has taken: it may then overwrite them.
+    #[must_use]
+    pub fn taken(&self) -> Vec<u8> {
+        self.0.iter().copied().flat_map(u64::to_le_bytes).collect()
+    }
+}
+
 /// The result of [`Snapshot::events_since`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
-    /// The events, in order.
+    /// The events, in order of their time.
     pub events: Vec<Event>,
-    /// The number of the event with which the next call of [`Snapshot::events_since`] has to begin.
-    pub next: u64,
-    /// The number of events that were overwritten before they were read, or cannot be decoded.
+    /// The place with which the next call of [`Snapshot::events_since`] has to begin.
+    pub next: Cursor,
+    /// The number of events that their process did not finish, or that cannot be decoded.
     pub lost: u64,
-    /// True if the call stopped before an event that is being written.
-    pub waits: bool,
 }
 
 impl Snapshot {
@@ -103,7 +117,7 @@ impl Snapshot {
         self.get(word::OTHERS)
     }
 
-    /// The number of events that the limit on events per second kept out of the ring.
+    /// The number of events that the limit on events per second, or a full ring, kept out of the rings.
     #[must_use]
     pub fn held_back(&self) -> u64 {
         self.get(word::HELD_BACK)
@@ -116,7 +130,8 @@ impl Snapshot {
         let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
         let counts = places.map(|base| self.get(base + 1));
         let counted = counts.fold(self.others(), u64::saturating_add);
-        let told = self.get(word::EVENTS_PUT).saturating_add(self.held_back());
+        let put = (0..RINGS).map(|ring| self.get(word::PUT + ring));
+        let told = put.fold(self.held_back(), u64::saturating_add);
         counted.saturating_sub(told)
     }
 
@@ -153,33 +168,42 @@ impl Snapshot {
         })
     }
 
-    /// Returns the events from number `from` on, counted from 0, that are still in the ring and complete.
+    /// Returns the events from the place `from` on.
     #[must_use]
-    pub fn events_since(&self, from: u64, unfinished: Unfinished) -> Followed {
-        let put = self.get(word::EVENTS_PUT).max(from);
-        let room = self.layout.event_count as u64;
-        let oldest = put.saturating_sub(room).max(from);
+    pub fn events_since(&self, from: &Cursor, unfinished: Unfinished) -> Followed {
         let mut followed = Followed {
             events: Vec::new(),
-            next: oldest,
-            lost: oldest - from,
-            waits: false,
+            next: *from,
+            lost: 0,
         };
+        for ring in 0..RINGS {
+            self.follow(ring, unfinished, &mut followed);
+        }
+        followed.events.sort_by_key(|event| event.time);
+        followed
+    }
+
+    /// Adds the events of one ring.
+    fn follow(&self, ring: usize, unfinished: Unfinished, followed: &mut Followed) {
+        let room = self.layout.event_count as u64;
+        let from = followed.next.0[ring];
+        let put = self.get(word::PUT + ring).max(from);
+        // No library overwrites events. A hostile process may write any number.
+        let oldest = put.saturating_sub(room).max(from);
+        followed.lost = followed.lost.saturating_add(oldest - from);
         for number in oldest..put {
-            let slot = usize::try_from(number % room.max(1)).unwrap_or(0);
-            let base = self.layout.events + slot * EVENT_WORDS;
+            let base = self.layout.event(ring, number);
             let done = self.get(base + EVENT_WORDS - 1);
-            if done <= number && unfinished == Unfinished::Wait {
-                followed.waits = true;
+            let may_wait = unfinished == Unfinished::Wait && put - number < room / 2;
+            if done <= number && may_wait {
                 break;
             }
             match self.seen(base, base + 1).filter(|_| done == number + 1) {
                 Some(event) => followed.events.push(event),
-                None => followed.lost += 1,
+                None => followed.lost = followed.lost.saturating_add(1),
             }
-            followed.next = number + 1;
+            followed.next.0[ring] = number + 1;
         }
-        followed
     }
 }
 
@@ -198,7 +222,7 @@ mod tests {
 
     use super::*;
     use crate::layout::NewRun;
-    use crate::page::Page;
+    use crate::page::{Limited, Page};
 
     fn run(has_events: bool) -> Vec<AtomicU64> {
         let bytes = NewRun {
@@ -259,9 +283,9 @@ mod tests {
         let page = Page::new(&words).unwrap();
         assert_eq!(page.add_vm(42, 1), 0);
         for time in 10..13 {
-            page.note(&seen(0x8b, time), true);
+            page.note(&seen(0x8b, time), Limited::Passes);
         }
-        page.note(&seen(0x10, 9), true);
+        page.note(&seen(0x10, 9), Limited::Passes);
         let snapshot = Snapshot::new(&copy(&words)).unwrap();
         let recorded: Vec<_> = snapshot
             .recorded()
@@ -270,7 +294,12 @@ mod tests {
             .collect();
         assert_eq!(recorded, [(seen(0x10, 9), 1), (seen(0x8b, 10), 3)]);
         assert_eq!(snapshot.vms(), [VmRecord { pid: 42, time: 1 }]);
-        assert_eq!(snapshot.events_since(0, Unfinished::Wait).events, []);
+        assert_eq!(
+            snapshot
+                .events_since(&Cursor::default(), Unfinished::Wait)
+                .events,
+            []
+        );
     }
 
     #[test]
@@ -283,25 +312,55 @@ mod tests {
         assert_eq!((snapshot.vms_guarded(), snapshot.vms().len()), (1, 2));
     }
 
+    /// Returns what a reader finds who has taken the events up to `from`.
+    fn read(words: &[AtomicU64], from: &Cursor, unfinished: Unfinished) -> Followed {
+        let snapshot = Snapshot::new(&copy(words)).unwrap();
+        snapshot.events_since(from, unfinished)
+    }
+
+    /// Tells the library what the reader has taken, as the watcher does.
+    fn take(words: &[AtomicU64], cursor: &Cursor) {
+        let taken = cursor.taken();
+        let (taken, _) = taken.as_chunks();
+        let first = usize::try_from(Cursor::POSITION / 8).unwrap();
+        for (word, bytes) in words[first..].iter().zip(taken) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+    }
+
+    fn times(followed: &Followed) -> Vec<u64> {
+        followed.events.iter().map(|event| event.time).collect()
+    }
+
     /// A thread that is killed while it writes an event leaves zeros in its last word.
     #[test]
-    fn unfinished_event_is_waited_for_or_skipped() {
+    fn unfinished_event_is_waited_for_until_half_of_ring_waits_behind_it() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
-        for time in 0..3 {
-            page.note(&seen(0x8b, time), true);
-        }
+        let note = |time| page.note(&seen(0x8b, time), Limited::Passes);
+        (0..3).for_each(note);
         let layout = Snapshot::new(&copy(&words)).unwrap().layout;
-        words[layout.events + 2 * EVENT_WORDS - 1].store(0, Ordering::Relaxed);
-        let snapshot = Snapshot::new(&copy(&words)).unwrap();
-        let waited = snapshot.events_since(0, Unfinished::Wait);
-        assert_eq!((waited.events.len(), waited.next, waited.lost), (1, 1, 0));
-        assert!(waited.waits);
-        let skipped = snapshot.events_since(0, Unfinished::Skip);
+        words[layout.event(0, 1) + EVENT_WORDS - 1].store(0, Ordering::Relaxed);
+        let begin = Cursor::default();
+        let waited = read(&words, &begin, Unfinished::Wait);
+        assert_eq!((times(&waited), waited.lost), (vec![0], 0));
+        let skipped = read(&words, &waited.next, Unfinished::Skip);
+        assert_eq!((times(&skipped), skipped.lost), (vec![2], 1));
+        (3..1024).for_each(note);
         assert_eq!(
-            (skipped.events.len(), skipped.next, skipped.lost),
-            (2, 3, 1)
+            read(&words, &waited.next, Unfinished::Wait),
+            waited_again(&waited)
         );
+        note(1024);
+        let skipped = read(&words, &waited.next, Unfinished::Wait);
+        assert_eq!((skipped.events.len(), skipped.lost), (1023, 1));
+    }
+
+    fn waited_again(waited: &Followed) -> Followed {
+        Followed {
+            events: Vec::new(),
+            ..waited.clone()
+        }
     }
 
     /// The process ended after it counted the access, and before it put the event.
@@ -309,11 +368,10 @@ mod tests {
     fn snapshot_tells_number_of_accesses_without_event() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
-        page.note(&seen(0x8b, 1), true);
-        page.hold_back();
-        page.note(&seen(0x8b, 2), false);
+        page.note(&seen(0x8b, 1), Limited::Passes);
+        page.note(&seen(0x8b, 2), Limited::HeldBack);
         assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 0);
-        page.note(&seen(0x8b, 3), false);
+        words[word::OTHERS].store(1, Ordering::Relaxed);
         assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 1);
     }
 
@@ -322,7 +380,7 @@ mod tests {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         for index in 0..20_000 {
-            page.note(&seen(index, 1), false);
+            page.note(&seen(index, 1), Limited::Passes);
         }
         let snapshot = Snapshot::new(&copy(&words)).unwrap();
         let counted: u64 = snapshot.recorded().iter().map(|one| one.count).sum();
@@ -330,32 +388,39 @@ mod tests {
         assert_eq!(counted + snapshot.others(), 20_000);
     }
 
+    /// A VM's events are never overwritten before they were read, whatever other VMs do. Those without room are counted.
     #[test]
-    fn events_since_returns_events_in_order_and_counts_overwritten_ones() {
+    fn full_ring_holds_events_back_and_overwrites_none() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
-        let read = |from| {
-            Snapshot::new(&copy(&words))
-                .unwrap()
-                .events_since(from, Unfinished::Wait)
+        let of_vm = |vm, time| Seen {
+            vm,
+            ..seen(0x8b, time)
         };
-        for time in 0..3 {
-            page.note(&seen(0x8b, time), true);
+        let mut cursor = Cursor::default();
+        for round in 0..3 {
+            for time in 0..3000 {
+                page.note(&of_vm(1, round * 10_000 + time), Limited::Passes);
+            }
+            page.note(&of_vm(2, round * 10_000 + 1), Limited::Passes);
+            let mut killed = of_vm(1, round * 10_000 + 9000);
+            killed.kind.disposition = Disposition::Killed;
+            page.note(&killed, Limited::Passes);
+            let followed = read(&words, &cursor, Unfinished::Wait);
+            assert_eq!(followed.lost, 0);
+            assert_eq!(followed.events.len(), 2048 - 32 + 2);
+            assert!(times(&followed).is_sorted());
+            assert_eq!(followed.events.last(), Some(&killed));
+            assert_eq!(
+                followed.events.iter().filter(|event| event.vm == 2).count(),
+                1
+            );
+            cursor = followed.next;
+            take(&words, &cursor);
         }
-        let first = read(0);
-        let times =
-            |followed: &Followed| -> Vec<_> { followed.events.iter().map(|e| e.time).collect() };
-        assert_eq!(
-            (times(&first), first.next, first.lost),
-            (vec![0, 1, 2], 3, 0)
-        );
-        for time in 3..10_003 {
-            page.note(&seen(0x8b, time), true);
-        }
-        let second = read(first.next);
-        assert_eq!(second.lost + second.events.len() as u64, 10_000);
-        assert_eq!(times(&second).last(), Some(&10_002));
-        assert_eq!(read(second.next).events, []);
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        assert_eq!(snapshot.held_back(), 3 * (3000 - 2048 + 32));
+        assert_eq!(snapshot.without_event(), 0);
     }
 
     proptest! {
@@ -374,12 +439,12 @@ mod tests {
             bytes.truncate(bytes.len() - cut);
             if let Ok(snapshot) = Snapshot::new(&bytes) {
                 let _ = (snapshot.recorded(), snapshot.vms(), snapshot.others());
-                let followed = snapshot.events_since(0, Unfinished::Skip);
-                let _ = (snapshot.without_event(), snapshot.events_since(0, Unfinished::Wait));
-                prop_assert!(followed.events.len() <= 8192);
+                let followed = snapshot.events_since(&Cursor::default(), Unfinished::Skip);
+                let _ = (snapshot.without_event(), snapshot.events_since(&Cursor::default(), Unfinished::Wait));
+                prop_assert!(followed.events.len() <= RINGS * 2048);
             }
             if let Ok(page) = Page::new(&words) {
-                page.note(&seen(1, 1), true);
+                page.note(&seen(1, 1), Limited::Passes);
                 let _ = page.program();
             }
         }

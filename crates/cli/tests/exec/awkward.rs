@@ -143,6 +143,32 @@ fn refusals_of_kvm_exit_to_vmm_by_its_mask() {
     }
 }
 
+/// The policy, too, says what becomes of unknown MSRs: it does where the VMM's mask does not ask for the exit.
+#[test]
+fn unknown_msr_is_the_vmms_first_and_then_the_policys() {
+    let Some(plain) = plain("invalid") else {
+        return;
+    };
+    let policy = "policy = 1\ndefault = 'allow'\nunknown = { read = '0x5', write = 'ignore' }\n";
+    // `[exit 12345678 2]` comes where the mask has the bit for unknown MSRs; else the guest reads 5.
+    assert!(plain.contains("[exit 12345678 2]7.\n") && plain.contains("!\n"));
+    let mut expected = String::new();
+    let mut asks = false;
+    let mut reads = 0;
+    for line in plain.lines() {
+        if let Some(mask) = line.strip_prefix("mask ") {
+            asks = ["2", "3", "6", "7"].iter().any(|one| mask.starts_with(one));
+            reads = 0;
+        } else {
+            reads += 1;
+        }
+        // The second line after a mask is of the unknown MSR, and the first of the refused write.
+        expected += if reads == 2 && !asks { "." } else { line };
+        expected.push('\n');
+    }
+    assert_eq!(awkward(policy, "invalid"), Some(expected));
+}
+
 /// KVM has 16 ranges for the policy and the VMM's filter together.
 #[test]
 fn vmms_filter_that_does_not_fit_beside_policy_is_refused_in_one_sentence() {

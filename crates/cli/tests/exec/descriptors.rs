@@ -31,6 +31,21 @@ fn vms_are_made_while_a_number_is_free() {
     assert_eq!(lowered, Some(format!("!\n!\nleft: 0\n{reboots}")));
 }
 
+/// Before Linux 6.10 the kernel compares descriptors by kcmp(2) only.
+#[test]
+fn descriptors_are_recognised_on_an_older_kernel() {
+    for what in ["exchanged", "unseen", "far", "exchanged-vms"] {
+        let Some(new) = shown(DENIES, what) else {
+            return;
+        };
+        let lab = Lab::with_kvm(DENIES).unwrap();
+        let vmm = lab.build("descriptors.c", &[]);
+        let mut exec = lab.exec(&["--quiet"]);
+        let ran = ran(exec.arg(vmm).arg(what).arg("old-kernel"));
+        assert_eq!((ran.out, &*ran.err, ran.status), (new, "", 0), "{what}");
+    }
+}
+
 #[test]
 fn vcpu_without_a_number_for_the_library_is_refused() {
     let Some(ran) = descriptors(DENIES, "too-low-limit") else {

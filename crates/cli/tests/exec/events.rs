@@ -110,6 +110,46 @@ fn killed_access_is_an_event() {
     assert_eq!(event["action"], "kill");
 }
 
+#[test]
+fn events_of_vmm_that_crashes_are_complete() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let vmm = lab.build("refused.c", &[]);
+    let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("crash"));
+    assert_eq!(ran.status, 128 + libc::SIGSEGV, "{}", ran.err);
+    lab.assert_no_page_is_left();
+    let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+    let expected = Told {
+        events: MANY,
+        ..Told::default()
+    };
+    assert_eq!(told, expected);
+}
+
+/// Twelve VMs have more events within a moment than a ring has room for. The last access is killed.
+#[test]
+fn events_of_many_vms_at_once_do_not_overwrite_each_other() {
+    const VMS: u64 = 12;
+    let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }\n0x10 = { read = 'kill', write = 'allow' }\n";
+    let Some(lab) = Lab::with_kvm(policy) else {
+        return;
+    };
+    let vmm = lab.build("refused.c", &[]);
+    let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("bursts"));
+    assert_eq!(ran.status, 137, "{}", ran.err);
+    lab.assert_no_page_is_left();
+    let text = fs::read_to_string(lab.path("events")).unwrap();
+    let (last, rest) = text.trim_end().rsplit_once('\n').unwrap();
+    let event: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(event["action"], "kill");
+    let told = told(&format!("{rest}\n"));
+    assert_eq!(
+        (told.dropped, told.events + told.held_back),
+        (0, VMS * MANY)
+    );
+}
+
 /// The file may end in a line that another program has not ended.
 #[test]
 fn event_after_unfinished_line_begins_a_line() {

@@ -1,5 +1,10 @@
-// A VMM that does unusual things with descriptors. `descriptors WHAT` runs the function WHAT below.
+// A VMM that does unusual things with descriptors. `descriptors WHAT` runs the function WHAT below, and `descriptors WHAT
+// old-kernel` on a kernel that compares descriptors by kcmp(2) only.
 #include "vmm.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 static void limit(int files) {
@@ -269,7 +274,23 @@ static void nothing_is_left(void) {
     if (more_kib > kib + 160) printf("%d KiB, then %d KiB\n", kib, more_kib);
 }
 
+// Has the kernel answer F_DUPFD_QUERY as one before Linux 6.10 does.
+static void be_old_kernel(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1024 + 3, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof code / sizeof *code, code };
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+
 int main(int argc, char **argv) {
+    if (argc > 2) be_old_kernel();
     syscall(SYS_close_range, 3, ~0u, 0);
     const struct act all[] = {
         { "low-limit", low_limit }, { "too-low-limit", too_low_limit }, { "lowered-limit", lowered_limit }, { "unseen", unseen },

@@ -1,5 +1,7 @@
 // A VMM for the counts of a run. `refused WHAT`:
 //   many           its guest reads MSR 0x8b 900 times
+//   crash          as many, and then writes to address 0
+//   bursts         twelve VMs' guests read it 900 times at once; then one reads MSR 0x10
 //   for-ever       its two vCPUs read MSR 0x8b until this process is killed
 //   no-descriptor  it makes a VM, and then one more without room for the library's descriptors
 #include <errno.h>
@@ -55,6 +57,22 @@ static void *run_on(void *vcpu) {
     for (;;) ioctl((int)(long)vcpu, KVM_RUN, 0);
 }
 
+static void *burst(void *vcpu) {
+    CHECK(ioctl((int)(long)vcpu, KVM_RUN, 0));
+    return 0;
+}
+
+static void bursts(void) {
+    pthread_t threads[12];
+    long vcpus[12];
+    for (int i = 0; i < 12; i++) { make_vm(); vcpus[i] = add_vcpu(0, 900); }
+    for (int i = 0; i < 12; i++) pthread_create(&threads[i], 0, burst, (void *)vcpus[i]);
+    for (int i = 0; i < 12; i++) pthread_join(threads[i], 0);
+    struct kvm_regs regs = { .rip = 0x1000, .rsp = 0x8000, .rflags = 2, .rcx = 0x10, .rdi = 1 };
+    CHECK(ioctl(vcpus[0], KVM_SET_REGS, &regs));
+    CHECK(ioctl(vcpus[0], KVM_RUN, 0));
+}
+
 static void try_vm(void) { printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM"); }
 
 int main(int argc, char **argv) {
@@ -71,10 +89,13 @@ int main(int argc, char **argv) {
         try_vm();
         return 0;
     }
+    if (!strcmp(what, "bursts")) { bursts(); return 0; }
     make_vm();
-    if (!strcmp(what, "many")) {
+    int crashes = !strcmp(what, "crash");
+    if (crashes || !strcmp(what, "many")) {
         int vcpu = add_vcpu(0, 900);
         CHECK(ioctl(vcpu, KVM_RUN, 0));
+        if (crashes) *(volatile int *)0 = 1;
         return 0;
     }
     long first = add_vcpu(0, 0), second = add_vcpu(1, 0);

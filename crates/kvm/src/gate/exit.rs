@@ -22,7 +22,7 @@ use super::id::VcpuId;
 use super::outcome::{HandlerRequest, Outcome, Violation};
 use super::port::Port;
 use super::published::Generation;
-use super::rewind_timer::{Filter, RewindTimer, Wait};
+use super::rewind_timer::{Begun, Filter, First, RewindTimer, Wait};
 use super::seen::Touch;
 use super::shared::Shared;
 use super::watch::Told;
@@ -50,6 +50,8 @@ pub(super) struct Answering {
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: RewindTimer,
+    /// The accesses of which the watcher was told when they began to wait.
+    begun: Begun,
 }
 
 /// The possibility that the vCPU runs a nested guest.
@@ -106,6 +108,7 @@ impl Answering {
             rip: None,
             may_nest,
             rewound: RewindTimer::never(),
+            begun: Begun::none(),
             shared: Arc::clone(shared),
         }
     }
@@ -259,18 +262,21 @@ impl Answering {
             let opened = &self.shared.opened;
             opened.ask(program.number, exit.index, exit.access)?;
         }
-        match self.shared.beside.get().claim(exit) {
-            Claim::None => {}
-            Claim::Exit => {
-                self.watch_opened(program, exit, answer);
-                return Err(theirs(port, exit));
-            }
-            Claim::Fault => {
-                self.watch_opened(program, exit, answer);
-                return Ok(Done::TheirFault);
-            }
-        }
         let waited = (program.number, exit.index, exit.access);
+        let claim = self.shared.beside.get().claim(exit);
+        if claim != Claim::None {
+            // The access may have begun to wait before the VMM set this filter, and still wait.
+            if self.shared.opened.is_settled() || !self.rewound.waits_for(waited) {
+                self.watch_opened(program, exit, answer);
+            }
+            self.rewound = RewindTimer::never();
+            self.begun.end(waited);
+        }
+        match claim {
+            Claim::None => {}
+            Claim::Exit => return Err(theirs(port, exit)),
+            Claim::Fault => return Ok(Done::TheirFault),
+        }
         let filter = if self.shared.opened.is_settled() {
             Filter::Set
         } else {
@@ -282,7 +288,7 @@ impl Answering {
             let Exit { index, access, .. } = *exit;
             return Err(AnswerError::OtherFilter { index, access });
         }
-        if wait == Wait::Begin {
+        if wait == Wait::Begin && self.begun.begin(waited) == First::Yes {
             self.watch_opened(program, exit, answer);
         }
         port.rewind()?;

@@ -49,6 +49,12 @@ impl RewindTimer {
         Self(None)
     }
 
+    /// Returns true if the last access that the vCPU rewound is this one, and the vCPU has got no answer since.
+    pub(super) fn waits_for(&self, waited: Waited) -> bool {
+        let stretch = self.0.as_ref();
+        stretch.is_some_and(|stretch| stretch.waited == waited)
+    }
+
     /// Notes a rewind of an access, and decides if the vCPU may go on rewinding that access.
     pub(super) fn again(&mut self, waited: Waited, filter: Filter, now: Instant) -> Wait {
         let goes_on = |before: &&mut Stretch| {
@@ -70,6 +76,45 @@ impl RewindTimer {
             Wait::TooLong
         } else {
             Wait::GoOn
+        }
+    }
+}
+
+/// The answer to the question if an access begins to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    Yes,
+    /// The access has begun to wait before. The guest may have been idle or handled an interrupt since.
+    No,
+}
+
+/// The accesses of a vCPU that began to wait last. Several may wait at once: a guest may take an interrupt, or run
+/// another task, before it executes an access again.
+pub(super) struct Begun([Option<Waited>; BEGUN]);
+
+/// The number of accesses that are remembered. The filter is opened in the order of the requests: an access still waits
+/// only while those that have begun later wait, too.
+const BEGUN: usize = 32;
+
+impl Begun {
+    pub(super) const fn none() -> Self {
+        Self([None; BEGUN])
+    }
+
+    /// Notes that an access waits.
+    pub(super) fn begin(&mut self, waited: Waited) -> First {
+        if self.0.contains(&Some(waited)) {
+            return First::No;
+        }
+        self.0.rotate_right(1);
+        self.0[0] = Some(waited);
+        First::Yes
+    }
+
+    /// Notes that an access waits no longer, since the VMM or the guest has got an answer.
+    pub(super) fn end(&mut self, waited: Waited) {
+        for one in &mut self.0 {
+            one.take_if(|one| *one == waited);
         }
     }
 }
@@ -103,6 +148,22 @@ mod tests {
             rewind(&mut RewindTimer::never(), 0, start, 12),
             Wait::TooLong
         );
+    }
+
+    #[test]
+    fn access_begins_once_until_it_ends_or_many_others_have_begun() {
+        let mut begun = Begun::none();
+        let one = |index| (0, MsrIndex::new(index), Access::Read);
+        for index in [1, 2, 3] {
+            assert_eq!(begun.begin(one(index)), First::Yes);
+        }
+        assert_eq!(begun.begin(one(1)), First::No);
+        begun.end(one(1));
+        assert_eq!(begun.begin(one(1)), First::Yes);
+        for index in 10..42 {
+            assert_eq!(begun.begin(one(index)), First::Yes);
+        }
+        assert_eq!(begun.begin(one(1)), First::Yes);
     }
 
     /// On a busy host, the time for which the filter is still to be set does not count.

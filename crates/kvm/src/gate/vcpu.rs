@@ -179,6 +179,12 @@ impl VcpuGate {
         self.come_to_rest(&mut port(vcpu))
     }
 
+    /// Returns true if KVM has yet to take the last answer. Returns false after an exit without an answer, whose access
+    /// the guest executes again.
+    pub fn has_answer(&self, vcpu: &mut impl VcpuHandle) -> bool {
+        port(vcpu).is_marked()
+    }
+
     /// Tells the gate that the VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as a VMM does
     /// that resets its guest. The MSR's pin is released, and if the MSR is emulated it gets its reset
     /// value.

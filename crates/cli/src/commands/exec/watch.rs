@@ -13,11 +13,12 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::iter;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::thread;
 use std::time::Duration;
 
 use msrgate_policy::{Program, one_line};
-use msrgate_state::{Snapshot, Unfinished};
+use msrgate_state::{Cursor, Snapshot, Unfinished};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
@@ -67,10 +68,6 @@ const LONG_PAUSE: Timespec = Timespec {
 
 /// The time in which a process that begins another program is without the page.
 const EXEC: Duration = Duration::from_millis(50);
-
-/// The number of pauses for which the watcher waits for an event that is being written. If its thread was killed,
-/// the event is never finished.
-const PATIENCE: u32 = 10;
 
 impl Watch {
     /// Opens a descriptor of this process.
@@ -133,9 +130,8 @@ impl Watch {
             speaker,
             first: First::Runs,
             said: Vec::new(),
-            next_event: 0,
+            next_event: Cursor::default(),
             held_back: 0,
-            turns_waited: 0,
         };
         page.remove_litter();
         while run.goes_on(page) {
@@ -283,17 +279,14 @@ impl Watch {
         let Ok(snapshot) = snapshot(page) else {
             return;
         };
-        let unfinished = match run.turns_waited {
-            PATIENCE.. => Unfinished::Skip,
-            _ => unfinished,
-        };
-        let followed = snapshot.events_since(run.next_event, unfinished);
+        let followed = snapshot.events_since(&run.next_event, unfinished);
+        if run.next_event != followed.next {
+            // A library that does not see this has less room in its rings, and counts the events that find none.
+            let _ = page
+                .file()
+                .write_all_at(&followed.next.taken(), Cursor::POSITION);
+        }
         run.next_event = followed.next;
-        run.turns_waited = if followed.waits {
-            run.turns_waited + 1
-        } else {
-            0
-        };
         let held_back = snapshot.held_back();
         let untold = Untold {
             dropped: followed.lost,
@@ -315,10 +308,8 @@ struct Watched<'s> {
     first: First,
     /// The refusals that were reported, by the program's name.
     said: Vec<(String, Wish)>,
-    next_event: u64,
+    next_event: Cursor,
     held_back: u64,
-    /// The number of turns for which the next event has been unfinished.
-    turns_waited: u32,
 }
 
 /// The state of the first process.

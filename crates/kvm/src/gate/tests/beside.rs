@@ -1,12 +1,14 @@
 //! Tests of a filter and a mask that the VMM has beside those of the policy, and of the watcher.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use msrgate_filter::{
     Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
 
-use super::machine::{Came, LSTAR, STAR, Saw, on_each, policy};
+use super::clock;
+use super::machine::{Came, FMASK, LSTAR, STAR, Saw, on_each, policy};
 use crate::gate::{AnswerError, Beside, GateOptions, Told, Watcher};
 use crate::measure::guest::Op::{Read, Write};
 
@@ -99,4 +101,35 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
             assert_eq!(told, expected, "{settings}");
         });
     }
+}
+
+/// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
+/// does: one of them is answered, and one waits, too.
+#[test]
+fn watcher_is_told_once_of_access_whose_wait_is_interrupted() {
+    let program = policy(
+        "default = 'allow'",
+        "IA32_STAR = { read = 'allow', write = 'allow', log = 'first' }\nIA32_LSTAR = 'none'\n\
+         IA32_FMASK = { read = 'allow', write = 'allow', log = 'first' }",
+    );
+    let notes = Arc::new(Notes::default());
+    let watcher = Arc::clone(&notes) as Arc<dyn Watcher>;
+    let options = GateOptions::new().clock(clock::now).watcher(watcher);
+    on_each(&program, 1, &options, |machine| {
+        let gate = Arc::clone(&machine.gate);
+        let vcpu = machine.first();
+        // The publisher sets no filter while another thread has the gate.
+        let control = gate.shared.lock();
+        for index in [STAR, LSTAR, STAR, FMASK, STAR, FMASK] {
+            vcpu.guest.load(&[Read(index)]);
+            assert!(vcpu.step().is_some());
+            clock::advance(Duration::from_secs(2));
+        }
+        drop(control);
+        vcpu.run(&[Read(STAR), Read(FMASK)]);
+        let told = std::mem::take(&mut *notes.0.lock().unwrap());
+        let [star, lstar, fmask] = [STAR, LSTAR, FMASK].map(|index| format!("read {index}"));
+        let expected = [star + " allow", lstar + " deny", fmask + " allow"];
+        assert_eq!(told, expected);
+    });
 }
