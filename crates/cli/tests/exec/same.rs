@@ -47,6 +47,26 @@ fn exec_keeps_signals_descriptors_and_umask() {
     }
 }
 
+/// A shell would set the mask of signals anew, so that the VMM here is grep(1).
+#[test]
+fn exec_keeps_blocked_and_ignored_signals_and_oom_score() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let mut exec = lab.exec(&["--quiet"]);
+    let fields = "^Sig(Blk|Ign|Cgt)|^[0-9]";
+    let files = ["/proc/self/status", "/proc/self/oom_score_adj"];
+    exec.args(["grep", "-Eh", fields]).args(files);
+    let script = "echo 321 >/proc/self/oom_score_adj && exec env --block-signal=USR1 --block-signal=WINCH --block-signal=TERM --ignore-signal=HUP --ignore-signal=ALRM \"$@\"";
+    let guarded = ran(&mut lab.script(&[], script, &exec));
+    let wanted =
+        "SigBlk:\t0000000008004200\nSigIgn:\t0000000000002001\nSigCgt:\t0000000000000000\n321\n";
+    assert_eq!(
+        (&*guarded.out, &*guarded.err, guarded.status),
+        (wanted, "", 0)
+    );
+}
+
 #[test]
 fn vmm_keeps_process_id_and_name() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
