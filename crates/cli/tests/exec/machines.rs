@@ -6,10 +6,8 @@ use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
-use msrgate_testing::host;
-
-use crate::lab::{DENIES, Ran, library, ran};
-use crate::qemu::{DONE, Guest, labs, machine};
+use crate::lab::{DENIES, Ran, library, ran, skip};
+use crate::qemu::{DONE, Guest, hardware, labs, machine};
 
 /// The boot sector for two processors. The first one starts the second by the x2APIC and waits for it. Each writes its
 /// number to port 0xe9, reads 0x8b, and writes `.`, or `!` after a #GP.
@@ -83,13 +81,17 @@ fn write_sector(guest: &Guest, code: &[u8]) {
     fs::write(guest.path("sector"), sector).unwrap();
 }
 
-/// Returns the run of a machine without `exec`, and the one with it.
-fn both(guest: &Guest, options: &[&str], more: &[&str]) -> [Ran; 2] {
-    let mut plain = Command::new(&guest.qemu);
-    machine(plain.current_dir(guest.path("")), "stdio");
+/// Returns the run of a machine without `exec`, and the one with it. QEMU takes a second `-accel` only if the first one
+/// fails.
+fn both(guest: &Guest, options: &[&str], accelerator: &str, more: &[&str]) -> [Ran; 2] {
+    let plain = Command::new(&guest.qemu);
     let mut guarded = guest.exec(options);
-    machine(guarded.arg(&guest.qemu), "stdio");
-    [ran(plain.args(more)), ran(guarded.args(more))]
+    guarded.arg(&guest.qemu);
+    [plain, guarded].map(|mut command| {
+        command.current_dir(guest.path(""));
+        hardware(command.args(["-accel", accelerator]), "stdio");
+        ran(command.args(more))
+    })
 }
 
 #[test]
@@ -97,7 +99,7 @@ fn read_by_second_processor_is_refused() {
     for guest in labs(DENIES) {
         write_sector(&guest, TWO);
         let options = ["--quiet", "--events", "events"];
-        let [plain, guarded] = both(&guest, &options, &["-smp", "2"]);
+        let [plain, guarded] = both(&guest, &options, "kvm", &["-smp", "2"]);
         assert_eq!((&*plain.out, plain.status), ("2.1.\n", DONE));
         assert_eq!((&*guarded.out, guarded.status), ("2!1!\n", DONE));
         guest.assert_no_page_is_left();
@@ -116,7 +118,7 @@ const REBOOTS: [&str; 2] = ["-action", "reboot=reset"];
 fn machine_is_guarded_after_each_reset() {
     for guest in labs(DENIES) {
         write_sector(&guest, RESETS);
-        let [plain, guarded] = both(&guest, &[], &REBOOTS);
+        let [plain, guarded] = both(&guest, &[], "kvm", &REBOOTS);
         assert_eq!((&*plain.out, plain.status), (".\n.\n.\n", DONE));
         assert_eq!((&*guarded.out, guarded.status), ("!\n!\n!\n", DONE));
         let said = "guarded 1 VM, and refused 3 accesses\n";
@@ -144,8 +146,7 @@ fn vm_that_qemu_makes_at_reset_is_guarded() {
         write_sector(&guest, RESETS);
         let option = "x-change-vmfd-on-reset";
         let accelerator = format!("kvm,{option}=on");
-        let more = [&["-accel", &accelerator], &REBOOTS[..]].concat();
-        let [plain, guarded] = both(&guest, &[], &more);
+        let [plain, guarded] = both(&guest, &[], &accelerator, &REBOOTS);
         if !runs_with(&guest, option, &plain) {
             continue;
         }
@@ -160,7 +161,7 @@ fn vm_that_qemu_makes_at_reset_is_guarded() {
 #[test]
 fn qemu_with_rapl_is_guarded() {
     for guest in labs(DENIES) {
-        let [plain, guarded] = both(&guest, &[], &["-accel", "kvm,rapl=on"]);
+        let [plain, guarded] = both(&guest, &[], "kvm,rapl=on", &[]);
         if runs_with(&guest, "rapl", &plain) {
             assert_eq!(&*plain.out, "........Q\n");
             assert_eq!((&*guarded.out, guarded.status), ("!!!!!!!!Q\n", DONE));

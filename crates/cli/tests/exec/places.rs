@@ -325,7 +325,9 @@ fn library_takes_what_exec_has_probed_from_state_page() {
 fn default_members_of_workspace_are_command_and_library() {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--no-deps", "--locked", "--format-version=1"]);
-    let text = ran(cargo.current_dir(env!("CARGO_MANIFEST_DIR"))).out;
+    // In the folder of a package, that package is the default.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = ran(cargo.current_dir(workspace)).out;
     let metadata: serde_json::Value = serde_json::from_str(&text).unwrap();
     let defaults = metadata["workspace_default_members"].as_array().unwrap();
     let built = |name: &str, kind: &str| {

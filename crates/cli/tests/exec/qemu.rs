@@ -98,7 +98,8 @@ pub(crate) fn machine(command: &mut Command, console: &str) {
     hardware(command.args(["-accel", "kvm"]), console);
 }
 
-fn hardware(command: &mut Command, console: &str) {
+/// Adds the arguments of a machine that boots the sector, without its accelerator.
+pub(crate) fn hardware(command: &mut Command, console: &str) {
     command.args(["-display", "none", "-nodefaults", "-no-reboot", "-m", "16"]);
     command.args(["-drive", "file=sector,format=raw", "-debugcon", console]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);

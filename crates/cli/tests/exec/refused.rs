@@ -174,7 +174,7 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
         ),
         (
             "IA32_BIOS_UPDT_TRIG = { device = 'microcode' }\n[device.microcode]\nrevision = '0x12'\nupdate = 'accept'",
-            "`device` on writes of 0x79 IA32_BIOS_UPDT_TRIG",
+            "`device` on reads of 0x79 IA32_BIOS_UPDT_TRIG",
         ),
         (
             "IA32_LSTAR = { read = 'allow', write = { handler = 'mine' } }",
