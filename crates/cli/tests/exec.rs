@@ -5,6 +5,8 @@
     reason = "all of this is a test, its functions too"
 )]
 
+#[path = "exec/answers.rs"]
+mod answers;
 #[path = "exec/awkward.rs"]
 mod awkward;
 #[path = "exec/descriptors.rs"]
@@ -23,6 +25,8 @@ mod lab;
 mod learn;
 #[path = "exec/links.rs"]
 mod links;
+#[path = "exec/machines.rs"]
+mod machines;
 #[path = "exec/musl.rs"]
 mod musl;
 #[path = "exec/notices.rs"]
@@ -37,3 +41,5 @@ mod refused;
 mod runs;
 #[path = "exec/same.rs"]
 mod same;
+#[path = "exec/terminal.rs"]
+mod terminal;

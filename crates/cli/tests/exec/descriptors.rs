@@ -123,6 +123,17 @@ fn vm_on_the_number_of_another_keeps_its_own_filter() {
 }
 
 #[test]
+fn vcpu_that_is_added_late_parked_and_taken_again_is_guarded() {
+    for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
+        let Some(shown) = shown(policy, "parked") else {
+            return;
+        };
+        let expected = result.repeat(11) + "left: 0\n";
+        assert_eq!(shown, expected, "{policy}");
+    }
+}
+
+#[test]
 fn vm_closed_while_its_vcpu_runs_leaves_nothing() {
     let Some(shown) = shown(ANSWERS, "closed-while-running") else {
         return;

@@ -62,6 +62,28 @@ fn static_vmm_behind_a_script_is_refused() {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
+/// The dynamic linker loads the library into such a program, which does not call it.
+#[test]
+fn vm_of_program_with_its_c_library_inside_is_refused() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    // A program that needs a shared library, even an empty one, has a dynamic linker.
+    let empty = lab.path("empty.so");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-nostdlib", "-x", "c", "/dev/null", "-o"]);
+    assert!(cc.arg(&empty).status().unwrap().success());
+    let needs = empty.to_str().unwrap();
+    let options = ["-nostdlib", "-no-pie", "-Wl,--no-as-needed", needs];
+    let inside = lab.build("inside.c", &options);
+    let plain = ran(&mut Command::new(&inside));
+    assert_eq!((&*plain.out, plain.status), ("no library\na VM\n", 0));
+    let ran = ran(lab.exec(&["--quiet"]).arg(inside));
+    let shown = "the library is loaded\nno VM\n";
+    assert_eq!((&*ran.out, ran.status), (shown, 0), "{}", ran.err);
+    assert_eq!(ran.err.matches(SENTENCE).count(), 1, "{}", ran.err);
+}
+
 #[test]
 fn fail_open_lets_vmm_without_library_pass() {
     let Some(lab) = Lab::with_kvm(DENIES) else {

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use crate::lab::{ALLOWS, DENIES, Lab, MOUNTS, library, ran, starts};
 use crate::refused::refused;
 
-/// Returns `msrgate exec guest.toml -- true` by a link of the command in `folder/bin`.
-fn installed(lab: &Lab) -> Command {
+/// Returns a link of the command in the folder `bin` of a lab, where no library is.
+pub(crate) fn installed(lab: &Lab) -> Command {
     let folder = lab.path("bin");
     fs::create_dir_all(&folder).unwrap();
     let (own, link) = (
@@ -20,10 +20,12 @@ fn installed(lab: &Lab) -> Command {
         fs::copy(own, &link).unwrap();
     }
     let mut command = Command::new(link);
-    command.args(["exec", "guest.toml", "--", "sh", "-c", "echo $LD_PRELOAD"]);
     command.current_dir(lab.folder.path()).stdin(Stdio::null());
     command
 }
+
+/// The arguments by which the command prints the library's path.
+const SHOWS_LIBRARY: [&str; 6] = ["exec", "guest.toml", "--", "sh", "-c", "echo $LD_PRELOAD"];
 
 #[test]
 fn library_is_found_by_variable_then_installed_then_beside_command() {
@@ -31,7 +33,7 @@ fn library_is_found_by_variable_then_installed_then_beside_command() {
         return;
     };
     let mut nowhere = installed(&lab);
-    let (said, status) = refused(&mut nowhere);
+    let (said, status) = refused(nowhere.args(SHOWS_LIBRARY));
     assert!(
         said.contains("there is no libmsrgate_preload.so, neither in ") && status == 125,
         "{status} {said}"
@@ -43,6 +45,7 @@ fn library_is_found_by_variable_then_installed_then_beside_command() {
         let file = folder.join(place).join("libmsrgate_preload.so");
         fs::copy(library(), &file).unwrap();
         let mut command = installed(&lab);
+        command.args(SHOWS_LIBRARY);
         if place == "elsewhere" {
             command.env("MSRGATE_PRELOAD", &file);
         }
@@ -296,4 +299,44 @@ fn caller_who_may_not_open_kvm_is_told() {
     assert!(said.contains("no permission to open /dev/kvm"), "{said}");
     assert_eq!(status, 125);
     drop(lab);
+}
+
+/// The VMM sees no `/sys`, and the library puts a policy into its VM that needs to know `kvm.ignore_msrs`.
+#[test]
+fn library_takes_what_exec_has_probed_from_state_page() {
+    let unknown = "policy = 1\ndefault = 'allow'\nunknown = 'ignore'\n";
+    let Some(lab) = Lab::with_kvm(unknown) else {
+        return;
+    };
+    if !starts(MOUNTS) {
+        return;
+    }
+    let vmm = lab.build("answers.c", &[]);
+    let script = "mount -t tmpfs none /sys && ls /sys && exec $0 unknown";
+    let mut command = lab.exec(&["--quiet"]);
+    command.args(MOUNTS).args(["sh", "-c", script]).arg(vmm);
+    let ran = ran(&mut command);
+    assert!(ran.out.starts_with("0.\nmask 0: 0 \n"), "{}", ran.out);
+    assert_eq!((&*ran.err, ran.status), ("", 0));
+}
+
+/// `cargo build` makes the command, and the library where the command looks for it.
+#[test]
+fn default_members_of_workspace_are_command_and_library() {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["metadata", "--no-deps", "--locked", "--format-version=1"]);
+    // In the folder of a package, that package is the default.
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = ran(cargo.current_dir(workspace)).out;
+    let metadata: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let defaults = metadata["workspace_default_members"].as_array().unwrap();
+    let built = |name: &str, kind: &str| {
+        let packages = metadata["packages"].as_array().unwrap();
+        packages.iter().any(|package| {
+            let targets = package["targets"].as_array().unwrap();
+            let is_it = |one: &serde_json::Value| one["name"] == name && one["kind"][0] == kind;
+            defaults.contains(&package["id"]) && targets.iter().any(is_it)
+        })
+    };
+    assert!(built("msrgate", "bin") && built("msrgate_preload", "cdylib"));
 }

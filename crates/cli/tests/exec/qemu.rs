@@ -98,7 +98,8 @@ pub(crate) fn machine(command: &mut Command, console: &str) {
     hardware(command.args(["-accel", "kvm"]), console);
 }
 
-fn hardware(command: &mut Command, console: &str) {
+/// Adds the arguments of a machine that boots the sector, without its accelerator.
+pub(crate) fn hardware(command: &mut Command, console: &str) {
     command.args(["-display", "none", "-nodefaults", "-no-reboot", "-m", "16"]);
     command.args(["-drive", "file=sector,format=raw", "-debugcon", console]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
@@ -332,7 +333,7 @@ fn libvirt_capability_probe_is_answered() {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::unix::net::UnixStream;
     for lab in labs(DENIES) {
-        let mut command = lab.exec(&[]);
+        let mut command = lab.exec(&["--summary", "summary"]);
         command.arg(&lab.qemu).args([
             "-S",
             "-no-user-config",
@@ -345,6 +346,8 @@ fn libvirt_capability_probe_is_answered() {
             "none,accel=kvm:tcg",
             "-qmp",
             "unix:qmp,server=on,wait=off",
+            "-pidfile",
+            "pid",
         ]);
         let started = ran(&mut command);
         assert_eq!(started.status, 0, "{}", started.err);
@@ -359,8 +362,14 @@ fn libvirt_capability_probe_is_answered() {
         ask("qmp_capabilities");
         let answer = ask("query-kvm");
         assert!(answer.contains("\"enabled\": true"), "{answer}");
+        let pid = fs::read_to_string(lab.path("pid")).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", pid.trim())).unwrap();
+        assert!(maps.contains("libmsrgate_preload.so"), "{maps}");
         ask("quit");
         lab.assert_no_page_is_left();
+        let summary = fs::read_to_string(lab.path("summary")).unwrap();
+        let wanted = "msrgate: guest.toml guarded 1 VM, and refused nothing\n";
+        assert_eq!(summary, wanted);
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use crate::lab::{ALLOWS, Lab, MOUNTS, library, ran, starts};
+use crate::places::installed;
 
 /// Returns the one line that the command prints, and its exit status.
 pub(crate) fn refused(command: &mut Command) -> (String, i32) {
@@ -55,6 +56,29 @@ fn static_vmm_is_refused_before_it_runs() {
         assert!(said.contains("this program is statically linked"), "{said}");
         assert_eq!(status, 125);
     }
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn vmm_of_dynamic_linker_without_library_is_refused_before_it_runs() {
+    let lab = Lab::new(ALLOWS);
+    let linked = |linker: &str| lab.build("open.c", &[&format!("-Wl,--dynamic-linker={linker}")]);
+    let vmm = linked("/lib/ld-other.so.1");
+    let (said, status) = refused(lab.exec(&[]).arg(vmm));
+    let why = "this program is loaded by /lib/ld-other.so.1, for which there is no library";
+    assert!(said.contains(why) && status == 125, "{status} {said}");
+    let vmm = linked("/lib/ld-musl-x86_64.so.1");
+    let mut command = installed(&lab);
+    let (said, status) = refused(command.args(["exec", "guest.toml", "--"]).arg(&vmm));
+    let why = "there is no libmsrgate_preload.musl.so, neither in ";
+    let advice = "build it by `scripts/build-musl`, or name it by MSRGATE_PRELOAD\n";
+    assert!(
+        said.contains(why) && said.ends_with(advice) && status == 125,
+        "{status} {said}"
+    );
+    let (said, status) = refused(lab.exec(&[]).arg(&vmm));
+    let why = "this library is for programs of glibc, and the VMM is one of musl";
+    assert!(said.contains(why) && status == 125, "{status} {said}");
     lab.assert_no_page_is_left();
 }
 
@@ -143,6 +167,14 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
         (
             "IA32_LSTAR = { read = 'allow', write = 'pin' }",
             "`pin` on writes of 0xc0000082 IA32_LSTAR",
+        ),
+        (
+            "IA32_FMASK = { read = 'allow', write = { sticky = 0x200 } }",
+            "`sticky` on writes of 0xc0000084 IA32_FMASK",
+        ),
+        (
+            "IA32_BIOS_UPDT_TRIG = { device = 'microcode' }\n[device.microcode]\nrevision = '0x12'\nupdate = 'accept'",
+            "`device` on reads of 0x79 IA32_BIOS_UPDT_TRIG",
         ),
         (
             "IA32_LSTAR = { read = 'allow', write = { handler = 'mine' } }",

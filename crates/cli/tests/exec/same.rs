@@ -47,6 +47,38 @@ fn exec_keeps_signals_descriptors_and_umask() {
     }
 }
 
+/// A shell would set the mask of signals anew, so that the VMM here is grep(1).
+#[test]
+fn exec_keeps_blocked_and_ignored_signals_and_oom_score() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let fields = "^Sig(Blk|Ign|Cgt)|^[0-9]";
+    let grep = [
+        "grep",
+        "-Eh",
+        fields,
+        "/proc/self/status",
+        "/proc/self/oom_score_adj",
+    ];
+    let mut plain = Command::new(grep[0]);
+    plain.args(&grep[1..]);
+    let mut guarded = lab.exec(&["--quiet"]);
+    guarded.args(grep);
+    let script = "echo 321 >/proc/self/oom_score_adj && exec env --block-signal=USR1 --block-signal=WINCH --block-signal=TERM --ignore-signal=HUP --ignore-signal=ALRM \"$@\"";
+    let [plain, guarded] = [plain, guarded].map(|command| {
+        let ran = ran(&mut lab.script(&[], script, &command));
+        assert_eq!((&*ran.err, ran.status), ("", 0));
+        ran.out
+    });
+    assert_eq!(guarded, plain);
+    assert!(
+        guarded.starts_with("SigBlk:\t0000000008004200\n"),
+        "{guarded}"
+    );
+    assert!(guarded.ends_with("\n321\n"), "{guarded}");
+}
+
 #[test]
 fn vmm_keeps_process_id_and_name() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {

@@ -185,6 +185,27 @@ static void far(void) {
     read_msr(vcpu_of(one, 1), 0x8b);
 }
 
+// Adds a vCPU late, parks its descriptor as QEMU does with an unplugged vCPU, and takes it again with its page mapped anew.
+static void parked(void) {
+    struct vm one = make();
+    read_msr(one, 0x8b);
+    struct vm late = vcpu_of(one, 1);
+    for (int i = 0; i < 3; i++) {
+        read_msr(late, 0x8b);
+        read_msr(one, 0x8b);
+        munmap(late.run, 12288);
+        read_msr(one, 0x8b);
+        // Longer than the library takes to look for descriptors that were closed unseen.
+        usleep(1500000);
+        late.run = mmap(0, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, late.vcpu, 0);
+    }
+    read_msr(late, 0x8b);
+    munmap(late.run, 12288);
+    close(late.vcpu);
+    drop(one);
+    wait_for_no_file();
+}
+
 // Gives the number of a VM to another one, which has a filter of its own.
 static void exchanged_vms(void) {
     struct vm one = make(), other = make();
@@ -295,7 +316,7 @@ int main(int argc, char **argv) {
     const struct act all[] = {
         { "low-limit", low_limit }, { "too-low-limit", too_low_limit }, { "lowered-limit", lowered_limit }, { "unseen", unseen },
         { "exchanged", exchanged }, { "swapped", swapped }, { "swapped-while-running", swapped_while_running }, { "stolen", stolen }, { "far", far }, { "exchanged-vms", exchanged_vms }, { "closed-while-running", closed_while_running },
-        { "nothing-is-left", nothing_is_left }, { 0 },
+        { "parked", parked }, { "nothing-is-left", nothing_is_left }, { 0 },
     };
     return act(all, argc, argv);
 }

@@ -1,0 +1,134 @@
+//! Tests of the answers of policies that no other test has: `ignore`, `register`, `unknown` and events of refusals, and of
+//! a VMM's own filter beside them.
+
+use std::fs;
+use std::process::Command;
+
+use crate::lab::{ALLOWS, Lab, ran};
+
+/// Returns the output of `answers WHAT` under a policy that allows all else.
+fn guarded(rest: &str, what: &str) -> Option<String> {
+    let lab = Lab::with_kvm(&policy(rest))?;
+    let vmm = lab.build("answers.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(vmm).arg(what));
+    assert_eq!((&*ran.err, ran.status), ("", 0), "{rest}\n{}", ran.out);
+    Some(ran.out)
+}
+
+fn policy(rest: &str) -> String {
+    format!("policy = 1\ndefault = 'allow'\n{rest}\n")
+}
+
+/// Returns the output of `answers WHAT` without `exec`.
+fn plain(what: &str) -> Option<String> {
+    let lab = Lab::with_kvm(ALLOWS)?;
+    let vmm = lab.build("answers.c", &[]);
+    Some(ran(Command::new(vmm).arg(what)).out)
+}
+
+/// The guest writes 5 and reads. Then the VMM reads KVM's register and writes 3 to it, and the guest reads again.
+#[test]
+fn write_that_is_ignored_or_emulated_does_not_reach_register() {
+    let Some(plain) = plain("written") else {
+        return;
+    };
+    assert_eq!(plain, "5.\nKVM has 5\n3.\n");
+    assert_eq!(guarded("", "written"), Some(plain));
+    let ignores = "[msrs]\n0xc0000102 = { read = 'allow', write = 'ignore' }";
+    let shown = guarded(ignores, "written").unwrap();
+    assert_eq!(shown, "0.\nKVM has 0\n3.\n");
+    // The VMM's write is a reset of the emulated register.
+    let emulates = "[msrs]\n0xc0000102 = { register = { reset = 2, mask = 7 } }";
+    let shown = guarded(emulates, "written").unwrap();
+    assert_eq!(shown, "5.\nKVM has 0\n2.\n");
+}
+
+/// The VMM's mask asks for accesses of MSRs that KVM does not know (2) in the second and fourth round.
+#[test]
+fn unknown_msr_is_vmms_where_its_mask_asks_and_policys_elsewhere() {
+    let Some(plain) = plain("unknown") else {
+        return;
+    };
+    let theirs = "[write 12345678 2][exit 12345678 2]7.\n";
+    let rounds = |own: &str, last: &str| {
+        format!(
+            "{own}mask 0: 0 \n{own}mask 2: 0 \n{theirs}mask 4: 0 \n{own}mask 6: 0 \n{theirs}mask 0: 0 \n{last}"
+        )
+    };
+    assert_eq!(plain, rounds("0!\n", "0!\n"));
+    for (policy, own, last) in [
+        ("", "0!\n", "0!\n"),
+        ("unknown = { read = 6, write = 'ignore' }", "6.\n", "6.\n"),
+        ("unknown = { read = 6 }", "6!\n", "6.\n"),
+        ("unknown = 'ignore'", "0.\n", "0.\n"),
+        ("unknown = { write = 'ignore' }", "0!\n", "0!\n"),
+    ] {
+        let shown = guarded(policy, "unknown").unwrap();
+        assert_eq!(shown, rounds(own, last), "{policy}");
+    }
+}
+
+/// The guest reads a register that the policy denies and one that it allows.
+#[test]
+fn event_of_log_denied_is_refusal() {
+    let denies = "log = 'denied'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }";
+    let Some(lab) = Lab::with_kvm(&policy(denies)) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("both"));
+    assert_eq!((&*ran.out, ran.status), ("!\n.\n", 0), "{}", ran.err);
+    lab.assert_no_page_is_left();
+    let events = fs::read_to_string(lab.path("events")).unwrap();
+    assert_eq!(events.lines().count(), 1, "{events}");
+    let event: serde_json::Value = serde_json::from_str(&events).unwrap();
+    let seen = [&event["action"], &event["msr"], &event["access"]];
+    assert_eq!(seen, ["deny", "0x8b", "read"]);
+}
+
+/// QEMU sets its filter anew for each register of `rapl`, with one range more.
+#[test]
+fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {
+    let Some(plain) = plain("growing") else {
+        return;
+    };
+    let last = "[exit 35 4]7.\n[exit 606 4]7.\n[exit 610 4]7.\n[exit 611 4]7.\n[exit 614 4]7.\n.\n";
+    assert!(plain.ends_with(last), "{plain}");
+    for policy in ["", "log = 'first'"] {
+        assert_eq!(
+            guarded(policy, "growing").as_ref(),
+            Some(&plain),
+            "{policy}"
+        );
+    }
+    // What the policy denies the VMM does not get, and the guest's read without an exit is a #GP.
+    let denies = "[msrs]\n0x610 = { read = 'deny', write = 'allow' }";
+    let shown = guarded(denies, "growing").unwrap();
+    // Before the VMM's filter has the register, the read is the kernel's: a value or a #GP.
+    let of_rounds = |text: &str| -> Vec<Vec<String>> {
+        let rounds = text.split("filter: 0\n").skip(1);
+        let lines = |round: &str| round.lines().map(str::to_owned).collect();
+        rounds.map(lines).collect()
+    };
+    let mut denied = of_rounds(&plain);
+    for round in &mut denied {
+        round[2] = "!".to_owned();
+    }
+    assert_eq!(of_rounds(&shown), denied);
+}
+
+/// The policy denies the read on Intel's processors only, and the VMM says of none which processor its guest has.
+#[test]
+fn vmm_is_ended_with_sentence_if_vcpu_cannot_be_guarded() {
+    let differs = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x8b = { read = 'deny', write = 'allow' }";
+    let Some(lab) = Lab::with_kvm(&policy(differs)) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let mut command = lab.exec(&["--quiet"]);
+    let ran = ran(command.arg(vmm).arg("without-cpuid"));
+    assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
+    let said = "msrgate: a vCPU cannot be guarded, and the VMM is ended: the policy differs by processor, and the VMM has given vCPU 0 no CPUID\n";
+    assert_eq!(ran.err, said);
+    lab.assert_no_page_is_left();
+}
