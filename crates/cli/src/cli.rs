@@ -81,6 +81,15 @@ impl Command {
 }
 
 impl Command {
+    /// Returns true if the exit status is that of a VMM, unless msrgate itself fails.
+    pub(crate) const fn runs_vmm(&self) -> bool {
+        match self {
+            Self::Exec(_) => true,
+            Self::Learn(args) => args.from.is_empty(),
+            _ => false,
+        }
+    }
+
     /// Returns true if the results are rows and sentences, whose lines may be broken on a narrow terminal.
     /// The lines of JSON and of printed files are never broken.
     pub(crate) const fn is_for_reading(&self) -> bool {
@@ -334,14 +343,18 @@ pub(crate) struct ExecArgs {
 
 // All arguments after `--` are the VMM's.
 #[derive(Debug, Args)]
-#[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]", after_help = LEARN_STATUS)]
+#[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]\n       msrgate learn [OPTIONS] -o <POLICY> --from <FILE>...", after_help = LEARN_STATUS)]
 pub(crate) struct LearnArgs {
     /// Write the policy to this file when the run has ended
     #[arg(short, long, value_name = "POLICY")]
     pub(crate) output: PathBuf,
     /// The VMM and its arguments
-    #[arg(last = true, required = true, value_name = "VMM")]
+    #[arg(last = true, required_unless_present = "from", value_name = "VMM")]
     pub(crate) vmm: Vec<OsString>,
+    /// Learn from these files in place of a run: events of `exec --events`, of an audit or of a gate, and traces of
+    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["vmm", "until"])]
+    pub(crate) from: Vec<PathBuf>,
     /// Add to this policy what the run shows, and keep all that its author wrote
     #[arg(long, value_name = "OLD")]
     pub(crate) merge: Option<PathBuf>,
@@ -352,7 +365,8 @@ pub(crate) struct LearnArgs {
 
 const LEARN_STATUS: &str = "\
 Exit status: the VMM's own; 1 if the policy lacks accesses that found no room; 125 if the VMM was not watched,
-126 if the VMM cannot be run, 127 if there is none.";
+126 if the VMM cannot be run, 127 if there is none. With --from: 0 if the policy has all that the files show, 1 if
+they lack accesses, 2 if no policy was written.";
 
 const EXEC_STATUS: &str = "\
 Exit status: the VMM's own, which keeps msrgate's process; 125 if it was not put behind the policy,

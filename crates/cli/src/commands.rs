@@ -12,6 +12,7 @@ mod import;
 mod learn;
 mod msr;
 mod policies;
+mod recordings;
 mod replay;
 mod test;
 

@@ -1,7 +1,7 @@
 //! `msrgate replay`: says what a policy would have decided of the accesses in a trace.
 
 mod progress;
-mod report;
+pub(super) mod report;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msrgate_policy::shown_name;
-use msrgate_policy::trace::{LineNumber, Lines, Replay};
+use msrgate_policy::trace::{Line, LineNumber, Lines, Replay};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
@@ -27,8 +27,9 @@ use progress::Progress;
 const BUFFER: usize = 256 << 10;
 
 /// An open trace.
-struct Trace {
-    name: String,
+pub(super) struct Trace {
+    /// The name in messages.
+    pub(super) name: String,
     from: Box<dyn Read>,
     /// The size in bytes, if the trace is a file.
     size: Option<u64>,
@@ -57,7 +58,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let name = &trace.name.clone();
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
-    let stopped = read(trace, &mut replay)?;
+    let stopped = read(trace, |number, line| replay.add(number, line))?;
 
     if replay.totals().accesses() == 0 {
         return Err(Failure::Input {
@@ -86,7 +87,11 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     Ok(answer)
 }
 
-fn open(trace: &Path) -> Result<Trace, Failure> {
+/// Opens a trace: a file, or `-` for standard input.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn open(trace: &Path) -> Result<Trace, Failure> {
     if is_standard_input(trace) {
         return Ok(Trace {
             name: "standard input".to_owned(),
@@ -108,9 +113,15 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line
-/// that it read. A second Ctrl-C ends the process.
-fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Failure> {
+/// Reads all lines, and gives each to `take`. After a Ctrl-C the function stops, and returns the number of the
+/// last line that it read. A second Ctrl-C ends the process.
+///
+/// # Errors
+/// The trace cannot be read.
+pub(super) fn read(
+    trace: Trace,
+    mut take: impl FnMut(LineNumber, Line),
+) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
     flag::register_conditional_default(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
@@ -122,7 +133,7 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
     while !stop.load(Ordering::Relaxed)
         && let Some((number, line)) = lines.next_line().map_err(trouble)?
     {
-        replay.add(number, line);
+        take(number, line);
         progress.at(number, lines.bytes());
         last = Some(number);
     }

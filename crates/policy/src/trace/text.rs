@@ -85,6 +85,7 @@ fn kvm_msr(fields: &[u8]) -> Option<Traced> {
             rest if rest.trim_ascii_start() == b"(#GP)" => Outcome::Faulted,
             _ => return None,
         },
+        told: None,
     })
 }
 

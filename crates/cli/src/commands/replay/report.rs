@@ -152,7 +152,7 @@ const fn word(fate: Fate) -> &'static str {
 }
 
 /// Returns the reason for which a replay of a trace without accesses has no answer.
-pub(super) fn no_access(totals: &Totals) -> String {
+pub(in crate::commands) fn no_access(totals: &Totals) -> String {
     let why = "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script` or `trace-cmd report`";
     let remarks = remarks(totals).into_iter();
     let remarks: String = remarks.map(|remark| format!("\n  {remark}")).collect();
