@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Compile(CompileArgs),
     /// Report how a policy would decide the accesses of a recorded trace
     Replay(ReplayArgs),
+    /// List what a policy refuses of recorded accesses, with advice, and allow it on request
+    Review(ReviewArgs),
     /// Convert a kernel log, or a file of another tool, to a policy
     Import(ImportArgs),
     /// Format policies, and keep their comments
@@ -67,6 +69,7 @@ impl Command {
             Self::Check(args) => args.format.format,
             Self::Explain(args) => args.format.format,
             Self::Replay(args) => args.format.format,
+            Self::Review(args) => args.format.format,
             Self::Msr(args) => args.format.format,
             Self::Doctor(args) => args.format.format,
             Self::Policies(args) => args.format.format,
@@ -258,6 +261,28 @@ pub(crate) struct ReplayArgs {
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
+
+// The usage line has `--accept` last, because it takes all arguments that follow it.
+#[derive(Debug, Args)]
+#[command(override_usage = "msrgate review [OPTIONS] <POLICY> <EVENTS>... [--accept [MSR]...]", after_help = REVIEW_STATUS)]
+pub(crate) struct ReviewArgs {
+    /// The policy that is reviewed; with --accept, a file
+    pub(crate) policy: PathBuf,
+    /// Events of `exec --events`, of an audit or of a gate, or a trace, as `replay` reads them; `-` for standard input
+    #[arg(required = true, value_name = "EVENTS")]
+    pub(crate) events: Vec<PathBuf>,
+    /// Allow in the policy's file all that is open, or what is listed of these MSRs. An MSR that an entry refuses
+    /// has to be named; an entry with `final = true` stays
+    #[arg(long, value_name = "MSR", value_parser = msrs, num_args = 0..)]
+    pub(crate) accept: Option<Vec<MsrSet>>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+const REVIEW_STATUS: &str = "\
+Exit codes: 0 if nothing is open, 1 if something is, 2 for wrong input, or if nothing is open but events are missing.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {

@@ -29,7 +29,7 @@ use crate::mistake::Mistakes;
 use crate::source::Place;
 use crate::trace::LineNumber;
 
-pub use merge::{accept, learn};
+pub use merge::{RefusedBy, accept, learn, refused_by};
 pub use recording::Recording;
 
 /// A policy without entries, which denies every access: the policy to begin with.

@@ -287,7 +287,7 @@ pub(super) fn kept_in_words(kept: &Kept) -> String {
 }
 
 /// Returns an argument as a word of a shell's command line.
-fn word(argument: &OsStr) -> String {
+pub(super) fn word(argument: &OsStr) -> String {
     let text = argument.to_string_lossy();
     let quoted = shlex::try_quote(&text);
     quoted.map_or_else(|_| text.to_string(), Cow::into_owned)

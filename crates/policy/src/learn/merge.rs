@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, DecidedBy, EntryId, Rule};
+use msrgate_program::{Action, DecidedBy, EntryId, Rule, Variant};
 
 use super::entry;
 use super::runs::{News, Runs};
@@ -321,6 +321,39 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
         .filter(|entry| is_learnt(entry))
         .map(|entry| (entry.msrs().first(), entry))
         .collect()
+}
+
+/// The part of a policy that refuses an access, as far as it matters for changing it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum RefusedBy<'p> {
+    /// The `default`.
+    Default,
+    /// An entry that was learnt. Its `why` says that nothing but the default refused the access.
+    Learnt(&'p Entry),
+    /// An entry that was learnt with `deny`, since the guest got #GP without a policy, too.
+    LearntAsRefused(&'p Entry),
+    /// An entry of the policy's author, or of the author of an include.
+    Author(&'p Entry),
+}
+
+/// Returns the part of the policy that decides an access, as if the access were refused.
+#[must_use]
+pub fn refused_by<'p>(
+    policy: &'p Policy,
+    variant: &Variant,
+    index: MsrIndex,
+    access: Access,
+) -> RefusedBy<'p> {
+    let DecidedBy::Entry(id) = variant.rule(index, access).by else {
+        return RefusedBy::Default;
+    };
+    let entry = policy.entry(id);
+    match Class::of(entry) {
+        _ if !is_learnt(entry) => RefusedBy::Author(entry),
+        Class::Refused => RefusedBy::LearntAsRefused(entry),
+        Class::Allowed | Class::Invalid => RefusedBy::Learnt(entry),
+    }
 }
 
 fn is_learnt(entry: &Entry) -> bool {
