@@ -58,8 +58,9 @@ const ROWS: &[Row] = &[
     row(&["replay", GOOD, TRACE, "--format", "json"], 1),
     row(&["replay", "allow-all", TRACE], 0),
     row(&["replay", GOOD, "/dev/null"], 2),
-    row(&["review", GOOD, TRACE], 1),
-    row(&["review", GOOD, TRACE, "--format", "json"], 1),
+    // An entry refuses the write, so it is decided.
+    row(&["review", GOOD, TRACE], 0),
+    row(&["review", GOOD, TRACE, "--format", "json"], 0),
     row(&["review", "allow-all", TRACE], 0),
     row(&["review", GOOD, "/nonexistent"], 2),
     row(&["learn", "--from", TRACE, "-o", GOOD], 2),
