@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Compile(CompileArgs),
     /// Report how a policy would decide the accesses of a recorded trace
     Replay(ReplayArgs),
+    /// List what a policy refuses of recorded accesses, with advice, and allow it on request
+    Review(ReviewArgs),
     /// Convert a kernel log, or a file of another tool, to a policy
     Import(ImportArgs),
     /// Format policies, and keep their comments
@@ -67,6 +69,7 @@ impl Command {
             Self::Check(args) => args.format.format,
             Self::Explain(args) => args.format.format,
             Self::Replay(args) => args.format.format,
+            Self::Review(args) => args.format.format,
             Self::Msr(args) => args.format.format,
             Self::Doctor(args) => args.format.format,
             Self::Policies(args) => args.format.format,
@@ -81,6 +84,15 @@ impl Command {
 }
 
 impl Command {
+    /// Returns true if the exit status is that of a VMM, unless msrgate itself fails.
+    pub(crate) const fn runs_vmm(&self) -> bool {
+        match self {
+            Self::Exec(_) => true,
+            Self::Learn(args) => args.from.is_empty(),
+            _ => false,
+        }
+    }
+
     /// Returns true if the results are rows and sentences, whose lines may be broken on a narrow terminal.
     /// The lines of JSON and of printed files are never broken.
     pub(crate) const fn is_for_reading(&self) -> bool {
@@ -255,6 +267,28 @@ pub(crate) struct ReplayArgs {
     pub(crate) format: FormatArg,
 }
 
+// The usage line has `--accept` last, because it takes all arguments that follow it.
+#[derive(Debug, Args)]
+#[command(override_usage = "msrgate review [OPTIONS] <POLICY> <EVENTS>... [--accept [MSR]...]", after_help = REVIEW_STATUS)]
+pub(crate) struct ReviewArgs {
+    /// The policy that is reviewed; with --accept, a file
+    pub(crate) policy: PathBuf,
+    /// Events of `exec --events`, of an audit or of a gate, or a trace, as `replay` reads them; `-` for standard input
+    #[arg(required = true, value_name = "EVENTS")]
+    pub(crate) events: Vec<PathBuf>,
+    /// Allow in the policy's file all that is open, or what is listed of these MSRs. An MSR that an entry refuses
+    /// has to be named; an entry with `final = true` stays
+    #[arg(long, value_name = "MSR", value_parser = msrs, num_args = 0..)]
+    pub(crate) accept: Option<Vec<MsrSet>>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+const REVIEW_STATUS: &str = "\
+Exit codes: 0 if nothing is open, 1 if something is, 2 for wrong input, or if nothing is open but events are missing.";
+
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
@@ -339,14 +373,18 @@ pub(crate) struct ExecArgs {
 
 // All arguments after `--` are the VMM's.
 #[derive(Debug, Args)]
-#[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]", after_help = LEARN_STATUS)]
+#[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]\n       msrgate learn [OPTIONS] -o <POLICY> --from <FILE>...", after_help = LEARN_STATUS)]
 pub(crate) struct LearnArgs {
     /// Write the policy to this file when the run has ended
     #[arg(short, long, value_name = "POLICY")]
     pub(crate) output: PathBuf,
     /// The VMM and its arguments
-    #[arg(last = true, required = true, value_name = "VMM")]
+    #[arg(last = true, required_unless_present = "from", value_name = "VMM")]
     pub(crate) vmm: Vec<OsString>,
+    /// Learn from these files in place of a run: events of `exec --events`, of an audit or of a gate, and traces of
+    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["vmm", "until"])]
+    pub(crate) from: Vec<PathBuf>,
     /// Add to this policy what the run shows, and keep all that its author wrote
     #[arg(long, value_name = "OLD")]
     pub(crate) merge: Option<PathBuf>,
@@ -357,7 +395,8 @@ pub(crate) struct LearnArgs {
 
 const LEARN_STATUS: &str = "\
 Exit status: the VMM's own; 1 if the policy lacks accesses that found no room; 125 if the VMM was not watched,
-126 if the VMM cannot be run, 127 if there is none.";
+126 if the VMM cannot be run, 127 if there is none. With --from: 0 if the policy has all that the files show, 1 if
+they lack accesses, 2 if no policy was written.";
 
 const EXEC_STATUS: &str = "\
 Exit status: the VMM's own, which keeps msrgate's process; 125 if it was not put behind the policy,

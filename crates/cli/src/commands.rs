@@ -12,7 +12,9 @@ mod import;
 mod learn;
 mod msr;
 mod policies;
+mod recordings;
 mod replay;
+mod review;
 mod test;
 
 use crate::cli::Command;
@@ -28,6 +30,7 @@ pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failur
         Command::Diff(args) => diff::run(args, out),
         Command::Compile(args) => compile::run(args, out),
         Command::Replay(args) => replay::run(args, out),
+        Command::Review(args) => review::run(args, out),
         Command::Import(args) => import::run(args, out),
         Command::Fmt(args) => fmt::run(args, out),
         Command::Msr(args) => msr::run(args, out),

@@ -88,7 +88,7 @@ fn run(command: &Command, out: &mut Results) -> u8 {
                 let _ = output::json(out, &Unanswered::because(&failure));
             }
             output::say(&failure);
-            let runs_vmm = matches!(command, Command::Exec(_) | Command::Learn(_));
+            let runs_vmm = command.runs_vmm();
             if runs_vmm && !matches!(failure, Failure::NotRun { .. }) {
                 return EXIT_NOT_BEHIND;
             }
@@ -118,7 +118,8 @@ fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
         let mut command = env::args_os().skip(1);
         let runs_vmm = command
             .next()
-            .is_some_and(|first| first == "exec" || first == "learn");
+            .is_some_and(|first| first == "exec" || first == "learn")
+            && !command.any(|argument| argument == "--from");
         let code = if runs_vmm {
             EXIT_NOT_BEHIND
         } else {

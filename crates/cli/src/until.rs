@@ -11,18 +11,40 @@ pub(crate) enum Until {
     Text(Vec<u8>),
 }
 
+/// The units of time, in seconds.
+const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+
 impl Until {
-    /// Reads the argument. A number with `s`, `m` or `h` is a time; all else is a text.
+    /// Reads the argument. A number with `ms`, `s`, `m` or `h` is a time; all else is a text, except a number
+    /// that looks like a time.
     pub(crate) fn read(argument: &str) -> Result<Self, String> {
         if argument.is_empty() {
             return Err("this is neither a time, such as `30s`, nor a text".to_owned());
         }
-        let seconds = [("s", 1), ("m", 60), ("h", 3600)];
-        let time = seconds.into_iter().find_map(|(unit, seconds)| {
-            let number: u64 = argument.strip_suffix(unit)?.parse().ok()?;
-            Some(Duration::from_secs(number.saturating_mul(seconds)))
-        });
-        Ok(time.map_or_else(|| Self::Text(argument.into()), Self::Time))
+        let is_digit = |one: char| one.is_ascii_digit() || one == '.';
+        let unit = argument.trim_start_matches(is_digit);
+        let number = &argument[..argument.len() - unit.len()];
+        if let Some((_, seconds)) = UNITS.iter().find(|(name, _)| *name == unit)
+            && number.starts_with(|one: char| one.is_ascii_digit())
+        {
+            let time = number.parse().map(|number: f64| number * seconds);
+            let time = time
+                .ok()
+                .and_then(|time| Duration::try_from_secs_f64(time).ok());
+            return time
+                .filter(|time| !time.is_zero())
+                .map(Self::Time)
+                .ok_or_else(|| {
+                    format!("{argument} is no time; write it as 30s, 1.5s, 200ms or 2m")
+                });
+        }
+        let is_word = unit.trim_start().chars().all(char::is_alphabetic);
+        if argument.starts_with(|one: char| one.is_ascii_digit()) && is_word {
+            return Err(format!(
+                "{argument} looks like a time; write it as 30s, 1.5s, 200ms or 2m"
+            ));
+        }
+        Ok(Self::Text(argument.into()))
     }
 }
 
@@ -33,10 +55,31 @@ mod tests {
     #[test]
     fn until_reads_times_and_texts() {
         let read = |text: &str| Until::read(text).unwrap();
-        assert_eq!(read("30s"), Until::Time(Duration::from_secs(30)));
-        assert_eq!(read("2m"), Until::Time(Duration::from_secs(120)));
-        assert_eq!(read("login:"), Until::Text(b"login:".to_vec()));
-        assert_eq!(read("s"), Until::Text(b"s".to_vec()));
-        assert!(Until::read("").is_err());
+        let time = |milliseconds| Until::Time(Duration::from_millis(milliseconds));
+        for (text, milliseconds) in [
+            ("30s", 30_000),
+            ("2m", 120_000),
+            ("1.5s", 1500),
+            ("200ms", 200),
+            ("0.5h", 1_800_000),
+        ] {
+            assert_eq!(read(text), time(milliseconds), "{text}");
+        }
+        for text in [
+            "login:",
+            "s",
+            ".5s of peace",
+            "4 of 4 tests passed",
+            "v1.5s",
+        ] {
+            assert_eq!(read(text), Until::Text(text.into()));
+        }
+    }
+
+    #[test]
+    fn until_refuses_numbers_that_look_like_a_time() {
+        for text in ["", "30", "30 s", "30sec", "1.5.2s", "0s", "5 min", "7days"] {
+            assert!(Until::read(text).is_err(), "{text}");
+        }
     }
 }

@@ -58,6 +58,12 @@ const ROWS: &[Row] = &[
     row(&["replay", GOOD, TRACE, "--format", "json"], 1),
     row(&["replay", "allow-all", TRACE], 0),
     row(&["replay", GOOD, "/dev/null"], 2),
+    // An entry refuses the write, so it is decided.
+    row(&["review", GOOD, TRACE], 0),
+    row(&["review", GOOD, TRACE, "--format", "json"], 0),
+    row(&["review", "allow-all", TRACE], 0),
+    row(&["review", GOOD, "/nonexistent"], 2),
+    row(&["learn", "--from", TRACE, "-o", GOOD], 2),
     row(&["import", DMESG], 0),
     row(&["import", "/dev/null", "--from", "kernel-log"], 1),
     row(&["fmt", UNTIDY], 0),

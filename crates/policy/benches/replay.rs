@@ -43,6 +43,7 @@ fn accesses() -> Vec<Traced> {
             access: Access::ALL[usize::from(random.next() & 1 == 1)],
             value: Some(random.next()),
             outcome: Outcome::Done,
+            told: None,
         }
     };
     (0..ACCESSES).map(one).collect()

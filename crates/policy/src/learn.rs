@@ -5,17 +5,18 @@
 //!
 //! ```
 //! use msrgate_filter::{Access, MsrIndex};
-//! use msrgate_policy::learn::{EMPTY, Fate, Sighting, learn};
+//! use msrgate_policy::learn::{EMPTY, Fate, Notes, Sighting, learn};
 //! use msrgate_policy::{NoIncludes, Source};
 //!
 //! let seen = Sighting::new(MsrIndex::new(0x10), Access::Read, Fate::Done);
-//! let learnt = learn(&Source::new("guest.toml", EMPTY), &mut NoIncludes, &[seen])?;
+//! let learnt = learn(&Source::new("guest.toml", EMPTY), &mut NoIncludes, &[seen], &Notes::default())?;
 //! assert!(learnt.text.contains(r#"IA32_TIME_STAMP_COUNTER = { read = "allow", write = "deny""#));
 //! # Ok::<_, msrgate_policy::learn::LearnError>(())
 //! ```
 
 mod entry;
 mod merge;
+mod recording;
 mod runs;
 
 use std::fmt;
@@ -26,8 +27,10 @@ use msrgate_filter::{Access, MsrIndex};
 use crate::compile::NotCompiled;
 use crate::mistake::Mistakes;
 use crate::source::Place;
+use crate::trace::LineNumber;
 
-pub use merge::learn;
+pub use merge::{RefusedBy, accept, learn, refused_by};
+pub use recording::Recording;
 
 /// A policy without entries, which denies every access: the policy to begin with.
 pub const EMPTY: &str = "policy = 1\ndefault = \"deny\"\n";
@@ -37,7 +40,7 @@ pub const EMPTY: &str = "policy = 1\ndefault = \"deny\"\n";
 pub const MARK: &str = "learnt: ";
 
 /// A kind of access that a guest made: one MSR in one direction, with one fate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sighting {
     /// The MSR.
@@ -51,7 +54,7 @@ pub struct Sighting {
 }
 
 /// The first access of a kind, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct First {
     /// The number of the VM, if there were several.
@@ -62,6 +65,18 @@ pub struct First {
     pub after: Option<Duration>,
     /// The value of a write.
     pub value: Option<u64>,
+    /// The place in a recording, such as `guest.trace:12`.
+    pub at: Option<String>,
+}
+
+/// The limits of what a run or a recording shows, as comments for the head of the policy, without `#`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Notes {
+    /// Accesses that are known to be missing. These comments come first.
+    pub missing: Vec<String>,
+    /// Accesses that such a source never shows.
+    pub unseen: Vec<String>,
 }
 
 /// The fate of an access under KVM, while no policy refused it.
@@ -70,9 +85,13 @@ pub struct First {
 pub enum Fate {
     /// KVM carried the access out, or nothing shows that KVM did not.
     Done,
+    /// A policy refused the access, so that nothing shows what KVM makes of it.
+    Untried,
     /// KVM knows the MSR, and refused this access with a #GP: the value was not valid, or the processor
     /// lacks the feature.
     Refused,
+    /// The guest got a #GP, from KVM or from a filter, at each access of the recording.
+    Faulted,
     /// KVM does not know the MSR, and refused the access with a #GP.
     Unknown,
 }
@@ -85,7 +104,8 @@ pub struct Learnt {
     pub text: String,
     /// The accesses that the policy allows now and did not allow before, by index.
     pub added: Vec<(MsrIndex, Access)>,
-    /// The accesses that have an entry with `deny` now, because KVM does not know the MSR, by index.
+    /// The accesses that have an entry with `deny` now, because the guest got a #GP without the policy, too, by
+    /// index.
     pub unknown: Vec<(MsrIndex, Access)>,
     /// The accesses that the guest made and that the policy goes on to refuse, by index.
     pub kept: Vec<Kept>,
@@ -123,29 +143,25 @@ pub enum KeptBy {
     },
     /// No entry can decide about MSR 0xffffffff: the policy's `default` does (S3.5).
     LastMsr,
+    /// All keys by which an entry of its own could name the MSR stand in the text.
+    KeysTaken,
 }
 
 impl Sighting {
     /// Returns a sighting without data about the first access.
     #[must_use]
-    pub const fn new(index: MsrIndex, access: Access, fate: Fate) -> Self {
-        let first = First {
-            vm: None,
-            vcpu: None,
-            after: None,
-            value: None,
-        };
+    pub fn new(index: MsrIndex, access: Access, fate: Fate) -> Self {
         Self {
             index,
             access,
             fate,
-            first,
+            first: First::default(),
         }
     }
 
     /// Adds data about the first access.
     #[must_use]
-    pub const fn with_first(mut self, first: First) -> Self {
+    pub fn with_first(mut self, first: First) -> Self {
         self.first = first;
         self
     }
@@ -154,25 +170,35 @@ impl Sighting {
 impl First {
     /// Returns a record of a first access by this vCPU, at this time since its VM was made.
     #[must_use]
-    pub const fn by_vcpu(vcpu: u32, after: Duration) -> Self {
+    pub fn by_vcpu(vcpu: u32, after: Duration) -> Self {
         Self {
             vm: None,
             vcpu: Some(vcpu),
             after: Some(after),
             value: None,
+            at: None,
+        }
+    }
+
+    /// Returns a record of a first access at this place of a recording.
+    #[must_use]
+    pub fn in_recording(name: &str, line: LineNumber) -> Self {
+        Self {
+            at: Some(format!("{name}:{line}")),
+            ..Self::default()
         }
     }
 
     /// Adds the number of the VM, for a run with several VMs.
     #[must_use]
-    pub const fn of_vm(mut self, vm: u32) -> Self {
+    pub fn of_vm(mut self, vm: u32) -> Self {
         self.vm = Some(vm);
         self
     }
 
     /// Adds the value that was written.
     #[must_use]
-    pub const fn writing(mut self, value: u64) -> Self {
+    pub fn writing(mut self, value: u64) -> Self {
         self.value = Some(value);
         self
     }

@@ -201,6 +201,12 @@ impl Entry {
         self.actions[access as usize].as_ref()
     }
 
+    /// Returns true if no other entry may loosen this one (`final`).
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self.firmness, Firmness::Final)
+    }
+
     /// The reason that the author gives in `why`.
     #[must_use]
     pub fn why(&self) -> Option<&str> {

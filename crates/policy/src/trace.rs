@@ -44,6 +44,24 @@ pub struct Traced {
     pub value: Option<u64>,
     /// The outcome for the guest.
     pub outcome: Outcome,
+    /// The result of the access, as far as a gate's event tells more of it than `outcome`. `None`: the line is
+    /// no event of a gate.
+    pub told: Option<Told>,
+}
+
+/// The result of an access under KVM, as a gate's event tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Told {
+    /// The policy let KVM handle the access, or answered it.
+    Passed,
+    /// The policy refused the access, or would have refused it without audit mode. Nothing shows what KVM
+    /// makes of the access.
+    Refused,
+    /// KVM knows the MSR, and refused the access.
+    Invalid,
+    /// KVM does not know the MSR.
+    Unknown,
 }
 
 /// The outcome of a recorded access.

@@ -3,15 +3,17 @@
 //! The VMM runs as under `exec`, behind a program that lets everything through and records the first access
 //! of each kind. This process stays its parent, and writes the policy when the run has ended.
 
+mod from;
 mod parent;
 mod sightings;
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::path::Path;
 
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
-use msrgate_policy::learn::{EMPTY, KeptBy, LearnError, Learnt, learn};
+use msrgate_policy::learn::{EMPTY, Kept, KeptBy, LearnError, Learnt, Notes, Sighting, learn};
 use msrgate_policy::{NoIncludes, Program, Source, compile, one_line, parse, registers};
 use msrgate_state::{Layout, Snapshot};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -35,7 +37,10 @@ const UNKNOWN: &str = "unknown = { read = \"deny\", write = \"deny\", log = \"fi
 const NOT_ALL: u8 = 1;
 
 pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
-    let reserved = Reserved::new(args)?;
+    check_output(args)?;
+    if args.vmm.is_empty() {
+        return from::run(args);
+    }
     // A policy with mistakes is refused before the run. It is read again after the run, since its author may
     // edit it in the meantime.
     Old::read(args)?;
@@ -79,41 +84,28 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
         ));
         return Ok(Answer::Status(status));
     }
-    let answer = written(args, &host, &snapshot, status)?;
-    reserved.keep();
-    Ok(answer)
+    written(args, &host, &snapshot, status)
 }
 
-/// The file of the new policy. It is made before the run, so that a name that cannot be written is found before
-/// the VMM runs. The file is removed if no policy is written.
-struct Reserved<'a> {
-    path: &'a Path,
-    is_ours: bool,
-}
-
-impl<'a> Reserved<'a> {
-    /// Makes the file, if it does not exist.
-    ///
-    /// # Errors
-    /// The file cannot be written, or has content, and `--merge` is not given.
-    fn new(args: &'a LearnArgs) -> Result<Self, Failure> {
-        let path = &*args.output;
-        if path.as_os_str() == "-" {
-            return Err(Failure::Usage(
-                "-o - is refused: standard output is the VMM's; name a file".to_owned(),
-            ));
-        }
-        let failed = |error: io::Error| Failure::Input {
-            what: named::name(path),
-            why: format!("cannot be written: {error}"),
-        };
-        let made = File::options().write(true).create_new(true).open(path);
-        let is_ours = match made {
-            Ok(_) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(failed(error)),
-        };
-        if !is_ours {
+/// Checks that the file of the new policy can be written, so that a wrong name is found before the VMM runs. A file
+/// that does not exist is made and removed again: if this process is killed, it leaves none.
+///
+/// # Errors
+/// The file cannot be written, or has content, and `--merge` is not given.
+fn check_output(args: &LearnArgs) -> Result<(), Failure> {
+    let path = &*args.output;
+    if path.as_os_str() == "-" {
+        return Err(Failure::Usage(
+            "-o - is refused: standard output is the VMM's; name a file".to_owned(),
+        ));
+    }
+    let failed = |error: io::Error| Failure::Input {
+        what: named::name(path),
+        why: format!("cannot be written: {error}"),
+    };
+    match File::options().write(true).create_new(true).open(path) {
+        Ok(_) => fs::remove_file(path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let there = fs::metadata(path).map_err(failed)?;
             if args.merge.is_none() && (!there.is_file() || there.len() > 0) {
                 let file = named::shown(path);
@@ -121,23 +113,10 @@ impl<'a> Reserved<'a> {
                     "{file} exists; to add to it what this run shows, write --merge {file} -o {file}; else name another file"
                 )));
             }
-            File::options().append(true).open(path).map_err(failed)?;
+            let opened = File::options().append(true).open(path);
+            opened.map(drop).map_err(failed)
         }
-        Ok(Self { path, is_ours })
-    }
-
-    /// Leaves the file, which has a policy now.
-    fn keep(mut self) {
-        self.is_ours = false;
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        if self.is_ours {
-            // Another process may have removed it.
-            let _ = fs::remove_file(self.path);
-        }
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -149,20 +128,30 @@ fn written(
     status: u8,
 ) -> Result<Answer, Failure> {
     let seen = sightings::of(snapshot);
-    let mut learnt = Old::read(args)?.with(&seen)?;
+    let mut notes = Notes::default();
     let overflow = snapshot.others();
     if overflow > 0 {
-        learnt.text.insert_str(0, &format!(
-            "# NOT ALL of the guest's accesses are in here: {overflow} found no room in the table of first accesses.\n"
+        notes.missing.push(format!(
+            "NOT ALL of the guest's accesses are in here: {overflow} found no room in the table of first accesses."
         ));
     }
-    let written = whole::write(&args.output, learnt.text.as_bytes(), Content::Text);
+    let learnt = Old::read(args)?.with(&seen, &notes)?;
+    put(args, &learnt)?;
+    tell(args, host, &learnt, snapshot);
+    Ok(Answer::Status(if overflow > 0 { NOT_ALL } else { status }))
+}
+
+/// Writes the policy into its file.
+///
+/// # Errors
+/// The file cannot be written, or another process has made it in the meantime. The policy is then shown.
+fn put(args: &LearnArgs, learnt: &Learnt) -> Result<(), Failure> {
+    let written = check_output(args)
+        .and_then(|()| whole::write(&args.output, learnt.text.as_bytes(), Content::Text));
     written.inspect_err(|_| {
         say("the policy cannot be written, and is shown here instead:");
         crate::results::talk(&learnt.text);
-    })?;
-    tell(args, host, &learnt, snapshot);
-    Ok(Answer::Status(if overflow > 0 { NOT_ALL } else { status }))
+    })
 }
 
 /// The policy that is added to.
@@ -194,10 +183,10 @@ impl Old {
         })
     }
 
-    fn with(self, seen: &[msrgate_policy::learn::Sighting]) -> Result<Learnt, Failure> {
+    fn with(self, seen: &[Sighting], notes: &Notes) -> Result<Learnt, Failure> {
         let learnt = match self.files {
-            Some(mut files) => learn(&self.source, &mut files, seen),
-            None => learn(&self.source, &mut NoIncludes, seen),
+            Some(mut files) => learn(&self.source, &mut files, seen, notes),
+            None => learn(&self.source, &mut NoIncludes, seen, notes),
         };
         learnt.map_err(|error| match error {
             LearnError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
@@ -220,48 +209,14 @@ fn learner(host: &HostCaps) -> Result<Program, Failure> {
 
 /// Says on standard error what was learnt, and what to do next.
 fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot) {
-    let file = named::shown(&args.output);
     let vms = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
-    let accesses = |number| count(number, "access", "accesses");
-    let added = match (learnt.added.len(), learnt.unknown.len()) {
-        (0, 0) => "which added nothing".to_owned(),
-        (more, 0) => format!("which added {}", accesses(more)),
-        (more, unknown) => format!(
-            "which added {}, and {} that KVM refuses",
-            accesses(more),
-            accesses(unknown)
-        ),
-    };
     let vms = count(vms, "VM", "VMs");
-    say(&match learnt.runs {
-        1 => format!("{file} was learnt from a run with {vms}, {added}"),
-        runs => format!(
-            "{file} was learnt from {runs} runs, the last one with {vms}, {added}{}",
-            match learnt.runs_without_news {
-                0 | 1 => String::new(),
-                several => format!("; the last {several} runs added nothing"),
-            }
-        ),
-    });
-    for kept in &learnt.kept {
-        let name = registers::by_index(kept.index)
-            .map_or_else(String::new, |register| format!(" {}", register.name));
-        let by = match &kept.by {
-            KeptBy::Entry { file, place, key } => {
-                format!(
-                    "{}:{} refuses it: {}",
-                    one_line(file),
-                    place.line,
-                    one_line(key)
-                )
-            }
-            _ => "only the policy's default decides it".to_owned(),
-        };
-        say(&format!(
-            "not added: a {} of {}{name}; {by}",
-            kept.access, kept.index
-        ));
-    }
+    tell_learnt(
+        args,
+        learnt,
+        &format!("a run with {vms}"),
+        &format!("the last one with {vms}"),
+    );
     if host.ignore_msrs() == IgnoreMsrs::On {
         say(
             "this host's kvm has ignore_msrs=1, so MSRs that KVM does not know cannot be told from others; they are allowed",
@@ -273,22 +228,72 @@ fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot)
             snapshot.others()
         ));
     }
-    let file = word(&args.output);
-    let vmm = args.vmm.iter().map(|one| word(Path::new(one)));
-    let vmm = vmm.collect::<Vec<_>>().join(" ");
+    let file = word(args.output.as_os_str());
+    let vmm: Vec<_> = args.vmm.iter().map(|one| word(one)).collect();
+    let vmm = vmm.join(" ");
     say(&format!(
         "next:\n  msrgate check {file}\n  msrgate exec --audit {file} -- {vmm}\n  msrgate exec {file} -- {vmm}"
     ));
 }
 
-/// Returns an argument as a word of a shell's command line.
-fn word(argument: &Path) -> String {
-    let text = named::shown(argument);
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./=:,+@%".contains(&byte);
-    if !text.is_empty() && text.bytes().all(is_plain) {
-        return text;
+/// Says what was added to the policy, and what the policy goes on to refuse. `first` and `last` are words for the
+/// only run, and for the last one of several.
+fn tell_learnt(args: &LearnArgs, learnt: &Learnt, first: &str, last: &str) {
+    let file = named::shown(&args.output);
+    let accesses = |number| count(number, "access", "accesses");
+    let added = match (learnt.added.len(), learnt.unknown.len()) {
+        (0, 0) => "which added nothing".to_owned(),
+        (more, 0) => format!("which added {}", accesses(more)),
+        (more, unknown) => format!(
+            "which added {}, and {} that got #GP without a policy, too",
+            accesses(more),
+            accesses(unknown)
+        ),
+    };
+    say(&match learnt.runs {
+        1 => format!("{file} was learnt from {first}, {added}"),
+        runs => format!(
+            "{file} was learnt from {runs} runs, {last}, {added}{}",
+            match learnt.runs_without_news {
+                0 | 1 => String::new(),
+                several => format!("; the last {several} runs added nothing"),
+            }
+        ),
+    });
+    for kept in &learnt.kept {
+        say(&format!("not added: {}", kept_in_words(kept)));
     }
-    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Returns the access that the policy goes on to refuse, with the reason.
+pub(super) fn kept_in_words(kept: &Kept) -> String {
+    let by = match &kept.by {
+        KeptBy::Entry { file, place, key } => {
+            format!(
+                "{}:{} refuses it: {}",
+                one_line(file),
+                place.line,
+                one_line(key)
+            )
+        }
+        KeptBy::KeysTaken => {
+            "every name and spelling of this MSR is a key already; change one of these entries"
+                .to_owned()
+        }
+        _ => "only the policy's default decides it".to_owned(),
+    };
+    format!(
+        "a {} of {}; {by}",
+        kept.access,
+        registers::titled(kept.index)
+    )
+}
+
+/// Returns an argument as a word of a shell's command line.
+pub(super) fn word(argument: &OsStr) -> String {
+    let text = argument.to_string_lossy();
+    let quoted = shlex::try_quote(&text);
+    quoted.map_or_else(|_| text.to_string(), Cow::into_owned)
 }
 
 /// Runs the child's part: it becomes the VMM, or returns the exit status of the failure.

@@ -1,8 +1,8 @@
 //! `msrgate replay`: says what a policy would have decided of the accesses in a trace.
 
 mod progress;
-mod report;
-mod selected;
+pub(super) mod report;
+pub(super) mod selected;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msrgate_policy::shown_name;
-use msrgate_policy::trace::{LineNumber, Lines, Replay};
+use msrgate_policy::trace::{Line, LineNumber, Lines, Replay};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
@@ -29,8 +29,9 @@ use selected::Selected;
 const BUFFER: usize = 256 << 10;
 
 /// An open trace.
-struct Trace {
-    name: String,
+pub(super) struct Trace {
+    /// The name in messages.
+    pub(super) name: String,
     from: Box<dyn Read>,
     /// The size in bytes, if the trace is a file.
     size: Option<u64>,
@@ -60,7 +61,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
     let mut selected = Selected::new(&args.task);
-    let stopped = read(trace, &mut replay, &mut selected)?;
+    let stopped = read(trace, &mut selected, |number, line| replay.add(number, line))?;
 
     if replay.totals().accesses() == 0 {
         return Err(Failure::Input {
@@ -95,7 +96,11 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     Ok(answer)
 }
 
-fn open(trace: &Path) -> Result<Trace, Failure> {
+/// Opens a trace: a file, or `-` for standard input.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn open(trace: &Path) -> Result<Trace, Failure> {
     if is_standard_input(trace) {
         return Ok(Trace {
             name: "standard input".to_owned(),
@@ -117,12 +122,16 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line
-/// that it read. A second Ctrl-C ends the process.
-fn read(
+/// Reads all lines, and gives each to `take`. An access of a task that is not selected is given as another event.
+/// After a Ctrl-C the function stops, and returns the number of the last line that it read. A second Ctrl-C ends
+/// the process.
+///
+/// # Errors
+/// The trace cannot be read.
+pub(super) fn read(
     trace: Trace,
-    replay: &mut Replay<'_>,
     selected: &mut Selected<'_>,
+    mut take: impl FnMut(LineNumber, Line),
 ) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
@@ -135,8 +144,7 @@ fn read(
     while !stop.load(Ordering::Relaxed)
         && let Some((number, line)) = lines.next_line().map_err(trouble)?
     {
-        let line = selected.of_line(line, || lines.task());
-        replay.add(number, line);
+        take(number, selected.of_line(line, || lines.task()));
         progress.at(number, lines.bytes());
         last = Some(number);
     }

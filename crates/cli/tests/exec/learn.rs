@@ -146,6 +146,64 @@ fn learn_passes_signals_and_status_on_and_waits_for_a_text() {
     assert_eq!(waited.status, 6, "{}", waited.err);
 }
 
+/// The shell's child goes on in a session of its own, as a VMM with `-daemonize` does.
+#[test]
+fn learn_ends_vmm_in_background_by_signal_and_by_time() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let daemon = "trap 'echo got it; exit 9' TERM; touch there; while :; do sleep 0.1; done";
+    let script = format!("setsid sh -c \"{daemon}\" & exit 0");
+    let command = |options: &[&str]| {
+        let mut command = learn(&lab, options);
+        command.arg("sh").args(["-c", &script]);
+        command
+    };
+    let timed = ran(&mut command(&["-o", "none.toml", "--until", "1.5s"]));
+    assert_eq!(
+        (&*timed.out, timed.status),
+        ("got it\n", 9),
+        "{}",
+        timed.err
+    );
+
+    fs::remove_file(lab.path("there")).unwrap();
+    let mut signalled = command(&["-o", "none.toml"]);
+    let signalled = signalled
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while !lab.path("there").exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    thread::sleep(Duration::from_millis(500));
+    kill("-TERM", &signalled.id().to_string());
+    let ended = Ran::from(signalled.wait_with_output().unwrap());
+    assert_eq!(
+        (&*ended.out, ended.status),
+        ("got it\n", 9),
+        "{}",
+        ended.err
+    );
+}
+
+#[test]
+fn learn_that_is_killed_leaves_no_file() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let mut waiting = learn(&lab, &["-o", "none.toml"]);
+    waiting.arg("sh").args(["-c", "touch there; sleep 2"]);
+    let mut waiting = waiting.stderr(Stdio::null()).spawn().unwrap();
+    while !lab.path("there").exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(!lab.path("none.toml").exists());
+}
+
 #[test]
 fn learn_refuses_to_replace_a_file_and_a_vmm_that_does_not_exist() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {

@@ -73,6 +73,22 @@ impl Edited {
         }
     }
 
+    /// Writes the two actions of an entry out, if one word stands for both.
+    pub(crate) fn spell_out(&mut self, key: &str, [read, write]: [&str; 2]) {
+        let entry = self.msrs().parts.entry(key.to_owned()).or_default();
+        if entry.value.take().is_some() {
+            self.set(key, "read", Some(read.to_owned()));
+            self.set(key, "write", Some(write.to_owned()));
+        }
+    }
+
+    /// Lets an entry replace an included entry of the same MSRs.
+    pub(crate) fn set_override(&mut self, key: &str) {
+        let entry = self.msrs().parts.entry(key.to_owned()).or_default();
+        let part = entry.parts.entry("override".to_owned()).or_default();
+        part.value = Some(Value::Bare("true".to_owned()));
+    }
+
     /// Sorts the entries by the rank that `rank` returns for their keys. Entries of the same rank
     /// keep their order.
     pub(crate) fn arrange<R: Ord>(&mut self, rank: impl Fn(&str) -> R) {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use msrgate_filter::{Access, MsrIndex};
 
 use super::{Fate, MARK, Sighting};
-use crate::registers::{self, Register};
+use crate::registers::{self, Named, Register};
 
 /// Returns the `why` of an entry for these accesses of one MSR: the first access, with its vCPU and its
 /// time, and the names of the bits that the first write set.
@@ -30,6 +30,9 @@ pub(super) fn why(seen: &[&Sighting]) -> String {
     if let Some(after) = first.and_then(|one| one.first.after) {
         let _ = write!(why, " after {:.3} s", after.as_secs_f64());
     }
+    if let Some(at) = first.and_then(|one| one.first.at.as_deref()) {
+        let _ = write!(why, " at {at}");
+    }
     let write = seen.iter().find(|one| one.access == Access::Write);
     if let Some(bits) = write.and_then(|one| bits(one.index, one.first.value?)) {
         let _ = write!(why, "; set {bits}");
@@ -46,11 +49,16 @@ pub(super) fn more(seen: &[&Sighting]) -> String {
     format!("; {}", why.strip_prefix(MARK).unwrap_or(&why))
 }
 
+/// The beginning of the words about an access that KVM refused although it knows the MSR.
+pub(super) const INVALID: &str = "KVM refused a ";
+
 fn fate(one: &Sighting) -> String {
     let access = one.access;
     match one.fate {
         Fate::Done => String::new(),
-        Fate::Refused => format!("KVM refused a {access} with #GP"),
+        Fate::Untried => format!("a policy refused the {access}"),
+        Fate::Refused => format!("{INVALID}{access} with #GP"),
+        Fate::Faulted => format!("KVM or a filter refused the {access} with #GP"),
         Fate::Unknown => format!("KVM does not know it, and refused the {access}"),
     }
 }
@@ -69,9 +77,13 @@ fn bits(index: MsrIndex, value: u64) -> Option<String> {
 }
 
 /// Returns the keys under which an entry of one MSR can stand, the best first: its name, its index, and the
-/// index with leading zeros.
+/// index with leading zeros, and its aliases.
 pub(super) fn keys(index: MsrIndex) -> impl Iterator<Item = String> {
     let name = registers::by_index(index).map(|register| register.name.to_owned());
+    let aliases = registers::by_index(index).map_or(&[][..], |register| register.aliases);
+    let is_own = move |alias: &&str| matches!(registers::by_name(alias), Named::One(one) if one.index == index);
+    let aliases = aliases.iter().copied().filter(is_own).map(str::to_owned);
     let padded = [8, 12].map(|width| format!("{:#0width$x}", index.get(), width = width + 2));
-    name.into_iter().chain([index.to_string()]).chain(padded)
+    let numbers = [index.to_string()].into_iter().chain(padded);
+    name.into_iter().chain(numbers).chain(aliases)
 }

@@ -1,13 +1,13 @@
 //! Adds what a guest needs to a policy, without loosening what its author decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, DecidedBy, EntryId, Rule};
+use msrgate_program::{Action, DecidedBy, EntryId, Rule, Variant};
 
 use super::entry;
 use super::runs::{News, Runs};
-use super::{Fate, Kept, KeptBy, LearnError, Learnt, MARK, Sighting};
+use super::{Fate, Kept, KeptBy, LearnError, Learnt, MARK, Notes, Sighting};
 use crate::compile::{Compiled, compile};
 use crate::format::{Edited, checked};
 use crate::parse::Includes;
@@ -15,9 +15,11 @@ use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The comment above the learnt entries for MSRs that KVM does not know.
-const REFUSED: &str =
-    "# KVM itself refused these accesses with #GP where they were learnt, and the guest went on.";
+/// The comment above the learnt entries for accesses that the guest got no further with.
+const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, without this policy, and went on.";
+
+/// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
+const INVALID: &str = "# KVM knows these MSRs, and refused at least one access with #GP: for its value, or since the guest's processor lacks them.";
 
 /// Adds what a run of a guest needs to a policy.
 ///
@@ -33,9 +35,40 @@ pub fn learn(
     policy: &Source,
     includes: &mut dyn Includes,
     seen: &[Sighting],
+    notes: &Notes,
+) -> Result<Learnt, LearnError> {
+    let nothing = BTreeSet::new();
+    changed(policy, includes, seen, &nothing, |edited, news| {
+        let runs = Runs::of(edited.head()).after(news);
+        runs.put(edited.head());
+        Runs::put_notes(edited.head(), notes);
+    })
+}
+
+/// Adds what a guest needs to a policy, as [`learn`] does, without counting a run. For the MSRs in `named`, an
+/// access is also allowed if an entry of the author refuses it, unless that entry is `final`.
+///
+/// # Errors
+/// As [`learn`]. The policy has mistakes with the new entries, for example, if a `final` entry of an include
+/// forbids them.
+pub fn accept(
+    policy: &Source,
+    includes: &mut dyn Includes,
+    seen: &[Sighting],
+    named: &BTreeSet<MsrIndex>,
+) -> Result<Learnt, LearnError> {
+    changed(policy, includes, seen, named, |_, _| {})
+}
+
+fn changed(
+    policy: &Source,
+    includes: &mut dyn Includes,
+    seen: &[Sighting],
+    named: &BTreeSet<MsrIndex>,
+    head: impl FnOnce(&mut Edited, News),
 ) -> Result<Learnt, LearnError> {
     let before = compile(parse(policy, includes)?)?;
-    let plan = Plan::of(&before, seen);
+    let mut plan = Plan::of(&before, seen, named);
     let mut edited = Edited::of(policy)?;
     plan.write(&mut edited, &before);
     let news = if plan.msrs.is_empty() {
@@ -43,8 +76,8 @@ pub fn learn(
     } else {
         News::Some
     };
-    let runs = Runs::of(edited.head()).after(news);
-    runs.put(edited.head());
+    head(&mut edited, news);
+    let runs = Runs::of(edited.head());
     let text = checked(policy, edited.into_text())?;
     compile(parse(&policy.with_text(&text), includes)?)?;
     Ok(Learnt {
@@ -71,6 +104,8 @@ struct Change<'s> {
     actions: [Option<Action>; 2],
     /// The accesses because of which the entry changes.
     seen: Vec<&'s Sighting>,
+    /// The author's entry that refuses the accesses now.
+    author: Option<EntryId>,
 }
 
 /// The state of an access before learning: the policy's decision about an access that the guest
@@ -78,14 +113,15 @@ struct Change<'s> {
 enum Standing {
     /// The policy need not change for this access.
     Met,
-    /// The default or a learnt entry refuses the access, so learning may allow it.
-    Open,
+    /// The default, a learnt entry, or this entry of the author, whose MSR is named, refuses the access, so
+    /// learning may allow it.
+    Open(Option<EntryId>),
     /// An entry of the policy's author refuses the access, so learning does not allow it.
     Kept(KeptBy),
 }
 
 impl<'s> Plan<'s> {
-    fn of(before: &Compiled, seen: &'s [Sighting]) -> Self {
+    fn of(before: &Compiled, seen: &'s [Sighting], named: &BTreeSet<MsrIndex>) -> Self {
         let mut by_access = BTreeMap::<_, Vec<&Sighting>>::new();
         for one in seen {
             by_access
@@ -98,14 +134,15 @@ impl<'s> Plan<'s> {
             // The fate that counts is the best one: if KVM carried out the access once, then KVM
             // knows the register.
             let fate = seen.iter().map(|one| one.fate).min().unwrap_or(Fate::Done);
-            match standing(before, index, access, fate) {
+            match standing(before, index, access, fate, named) {
                 Standing::Met => {}
                 Standing::Kept(by) => plan.kept.push(Kept { index, access, by }),
-                Standing::Open => {
+                Standing::Open(author) => {
                     let change = plan.msrs.entry(index).or_default();
+                    change.author = change.author.or(author);
                     change.actions[access as usize] = Some(match fate {
-                        Fate::Done | Fate::Refused => Action::Allow,
-                        Fate::Unknown => Action::Deny,
+                        Fate::Done | Fate::Untried | Fate::Refused => Action::Allow,
+                        Fate::Faulted | Fate::Unknown => Action::Deny,
                     });
                     change.seen.extend(seen);
                 }
@@ -126,7 +163,7 @@ impl<'s> Plan<'s> {
 
     /// Writes the changes into the text. Learnt entries stand below the author's entries, sorted by
     /// MSR. Learnt entries for MSRs that KVM does not know come last.
-    fn write(&self, edited: &mut Edited, before: &Compiled) {
+    fn write(&mut self, edited: &mut Edited, before: &Compiled) {
         if self.msrs.is_empty() {
             return;
         }
@@ -135,27 +172,81 @@ impl<'s> Plan<'s> {
             .iter()
             .map(|(index, entry)| (entry.key().to_owned(), (Class::of(entry), *index)))
             .collect();
+        let mut unwritten = Vec::new();
         for (&index, change) in &self.msrs {
             let key = match learnt.get(&index) {
                 Some(entry) => Some(change.write_into(edited, entry)),
+                None if change.write_into_authors(edited, before) => continue,
                 None => change.write_new(edited, before, index),
             };
-            let Some(key) = key else { continue };
-            let place = places.entry(key).or_insert((Class::Refused, index));
-            if change.actions.contains(&Some(Action::Allow)) {
-                place.0 = Class::Allowed;
-            }
+            let Some(key) = key else {
+                unwritten.push(index);
+                continue;
+            };
+            let place = places.entry(key).or_insert((change.class(), index));
+            place.0 = place.0.min(change.class());
+        }
+        for index in unwritten {
+            self.keep(index);
         }
         edited.arrange(|key| places.get(key).copied());
-        let refused = places
-            .iter()
-            .filter(|(_, (class, _))| *class == Class::Refused);
-        let first = refused.min_by_key(|(_, place)| **place);
-        edited.set_heading(first.map(|(key, _)| key.as_str()), REFUSED);
+        for (class, heading) in [(Class::Invalid, INVALID), (Class::Refused, REFUSED)] {
+            let of_class = places.iter().filter(|(_, place)| place.0 == class);
+            let first = of_class.min_by_key(|(_, place)| **place);
+            edited.set_heading(first.map(|(key, _)| key.as_str()), heading);
+        }
+    }
+
+    /// Lists the accesses of an MSR as kept, since no key is left for an entry of it.
+    fn keep(&mut self, index: MsrIndex) {
+        let change = self.msrs.remove(&index).unwrap_or_default();
+        for access in Access::ALL {
+            if change.actions[access as usize].is_some() {
+                let by = KeptBy::KeysTaken;
+                self.kept.push(Kept { index, access, by });
+            }
+        }
+        self.kept
+            .sort_by_key(|kept| (kept.index, kept.access as u8));
     }
 }
 
 impl Change<'_> {
+    fn class(&self) -> Class {
+        if !self.actions.contains(&Some(Action::Allow)) {
+            return Class::Refused;
+        }
+        let is_invalid = self.seen.iter().any(|one| one.fate == Fate::Refused);
+        if is_invalid {
+            Class::Invalid
+        } else {
+            Class::Allowed
+        }
+    }
+
+    /// Changes the author's entry that refuses the accesses, if it is one of the policy's own text for this MSR
+    /// alone on all processors. A narrower entry can loosen a wider one.
+    fn write_into_authors(&self, edited: &mut Edited, before: &Compiled) -> bool {
+        let Some(entry) = self.author.map(|id| before.policy().entry(id)) else {
+            return false;
+        };
+        if entry.source() != OWN || entry.when().is_some() || entry.msrs().count() != 1 {
+            return false;
+        }
+        let words = Access::ALL.map(|access| entry.action(access).map_or("inherit", Action::word));
+        edited.spell_out(entry.key(), words);
+        for access in Access::ALL {
+            if let Some(action) = &self.actions[access as usize] {
+                edited.set(
+                    entry.key(),
+                    &access.to_string(),
+                    Some(action.word().to_owned()),
+                );
+            }
+        }
+        true
+    }
+
     /// Changes a learnt entry, and returns its key.
     fn write_into(&self, edited: &mut Edited, entry: &Entry) -> String {
         let key = entry.key();
@@ -189,6 +280,10 @@ impl Change<'_> {
         if !self.actions.contains(&Some(Action::Allow)) {
             edited.set(&key, "log", Some("none".to_owned()));
         }
+        let author = self.author.map(|id| before.policy().entry(id));
+        if author.is_some_and(|entry| entry.source() != OWN && entry.msrs().count() == 1) {
+            edited.set_override(&key);
+        }
         edited.set(&key, "why", Some(entry::why(&self.seen)));
         Some(key)
     }
@@ -198,14 +293,20 @@ impl Change<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Allowed,
+    Invalid,
     Refused,
 }
 
 impl Class {
     fn of(entry: &Entry) -> Self {
         let is_allowed = Access::ALL.map(|access| entry.action(access) == Some(&Action::Allow));
+        let has_invalid = |why: &str| why.contains(entry::INVALID);
         if is_allowed.contains(&true) {
-            Self::Allowed
+            if entry.why().is_some_and(has_invalid) {
+                Self::Invalid
+            } else {
+                Self::Allowed
+            }
         } else {
             Self::Refused
         }
@@ -222,6 +323,39 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
         .collect()
 }
 
+/// The part of a policy that refuses an access, as far as it matters for changing it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum RefusedBy<'p> {
+    /// The `default`.
+    Default,
+    /// An entry that was learnt. Its `why` says that nothing but the default refused the access.
+    Learnt(&'p Entry),
+    /// An entry that was learnt with `deny`, since the guest got #GP without a policy, too.
+    LearntAsRefused(&'p Entry),
+    /// An entry of the policy's author, or of the author of an include.
+    Author(&'p Entry),
+}
+
+/// Returns the part of the policy that decides an access, as if the access were refused.
+#[must_use]
+pub fn refused_by<'p>(
+    policy: &'p Policy,
+    variant: &Variant,
+    index: MsrIndex,
+    access: Access,
+) -> RefusedBy<'p> {
+    let DecidedBy::Entry(id) = variant.rule(index, access).by else {
+        return RefusedBy::Default;
+    };
+    let entry = policy.entry(id);
+    match Class::of(entry) {
+        _ if !is_learnt(entry) => RefusedBy::Author(entry),
+        Class::Refused => RefusedBy::LearntAsRefused(entry),
+        Class::Allowed | Class::Invalid => RefusedBy::Learnt(entry),
+    }
+}
+
 fn is_learnt(entry: &Entry) -> bool {
     entry.source() == OWN
         && entry.when().is_none()
@@ -230,7 +364,13 @@ fn is_learnt(entry: &Entry) -> bool {
         && entry.why().is_some_and(|why| why.starts_with(MARK))
 }
 
-fn standing(before: &Compiled, index: MsrIndex, access: Access, fate: Fate) -> Standing {
+fn standing(
+    before: &Compiled,
+    index: MsrIndex,
+    access: Access,
+    fate: Fate,
+    named: &BTreeSet<MsrIndex>,
+) -> Standing {
     let policy = before.policy();
     let mut standing = Standing::Met;
     for rule in before.variants().iter().map(|one| one.rule(index, access)) {
@@ -241,11 +381,16 @@ fn standing(before: &Compiled, index: MsrIndex, access: Access, fate: Fate) -> S
             DecidedBy::Default if index == MsrIndex::MAX => {
                 return Standing::Kept(KeptBy::LastMsr);
             }
-            DecidedBy::Default => standing = Standing::Open,
-            // Without a policy, KVM refused the access with a #GP. This entry refuses it, too, so
+            DecidedBy::Default => standing = Standing::Open(None),
+            // Without a policy, the guest got a #GP, too. This entry refuses it, too, so
             // nothing changes.
-            DecidedBy::Entry(_) if fate == Fate::Unknown => {}
-            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open,
+            DecidedBy::Entry(_) if matches!(fate, Fate::Faulted | Fate::Unknown) => {}
+            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open(None),
+            DecidedBy::Entry(id)
+                if named.contains(&index) && policy.entry(id).firmness == Firmness::Loosenable =>
+            {
+                standing = Standing::Open(Some(id));
+            }
             DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),
         }
     }

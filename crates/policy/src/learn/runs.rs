@@ -1,5 +1,7 @@
 //! The comment that counts the runs from which a policy was learnt.
 
+use super::Notes;
+
 /// The number of runs from which a policy was learnt. The number stands in a comment at the head of
 /// the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,26 @@ impl Runs {
             head.push(String::new());
         }
         head.insert(0, self.line());
+    }
+
+    /// Puts comments into the head: the missing parts first, the others below the count. A comment that is there
+    /// already is not repeated.
+    pub(super) fn put_notes(head: &mut Vec<String>, notes: &Notes) {
+        let comment = |text: &String| format!("# {text}");
+        let below = head
+            .iter()
+            .position(|line| read(line).is_some())
+            .map_or(0, |at| at + 1);
+        for line in notes.unseen.iter().rev().map(comment) {
+            if !head.contains(&line) {
+                head.insert(below, line);
+            }
+        }
+        for line in notes.missing.iter().rev().map(comment) {
+            if !head.contains(&line) {
+                head.insert(0, line);
+            }
+        }
     }
 
     fn line(self) -> String {

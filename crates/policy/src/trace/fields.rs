@@ -30,6 +30,7 @@ fn traced(access: Access, index: u64, value: u64, outcome: Outcome) -> Option<Tr
         access,
         value: Some(value),
         outcome,
+        told: None,
     })
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use msrgate_filter::{Access, MsrIndex};
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
 
-use super::{Line, Outcome, Traced};
+use super::{Line, Outcome, Told, Traced};
 
 /// The version of the lines' shape.
 const SCHEMA: u64 = 1;
@@ -24,6 +24,9 @@ struct Object<'l> {
     /// The action that a gate took.
     #[serde(borrow)]
     action: Option<Cow<'l, str>>,
+    /// The reason for which the access became an event.
+    #[serde(borrow)]
+    reason: Option<Cow<'l, str>>,
     value: Option<Number>,
     /// The name of an event that is not an access.
     event: Option<IgnoredAny>,
@@ -86,6 +89,7 @@ fn traced(object: &Object<'_>) -> Option<Traced> {
         },
         value: object.value.as_ref().map(|value| value.0),
         outcome: outcome(object.action.as_deref()),
+        told: told(object.reason.as_deref(), object.action.as_deref()),
     })
 }
 
@@ -104,6 +108,16 @@ fn outcome(action: Option<&str>) -> Outcome {
     match action {
         Some("deny") => Outcome::Faulted,
         _ => Outcome::Done,
+    }
+}
+
+/// Returns the result that an event with this reason and this action tells.
+fn told(reason: Option<&str>, action: Option<&str>) -> Option<Told> {
+    match (reason, action?) {
+        (Some("unknown"), _) => Some(Told::Unknown),
+        (Some("invalid"), _) => Some(Told::Invalid),
+        (_, "deny" | "would-deny" | "kill" | "would-kill") => Some(Told::Refused),
+        _ => Some(Told::Passed),
     }
 }
 

@@ -15,6 +15,7 @@ fn access(access: Access, index: u32, value: u64, outcome: Outcome) -> Line {
         access,
         value: Some(value),
         outcome,
+        told: None,
     })
 }
 
@@ -344,6 +345,7 @@ fn write_without_value(index: u32) -> Line {
         access: Access::Write,
         value: None,
         outcome: Outcome::Done,
+        told: None,
     })
 }
 
@@ -611,6 +613,7 @@ proptest! {
             access: if is_write { Access::Write } else { Access::Read },
             value: Some(value),
             outcome: if is_fault { Outcome::Faulted } else { Outcome::Done },
+            told: None,
         };
         let line = format!("t{task}-12 [001] ..... 1.2: kvm_msr: {traced}");
         prop_assert_eq!(parse_line(line.as_bytes()), Line::Access(traced));

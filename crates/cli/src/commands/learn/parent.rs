@@ -1,4 +1,7 @@
 //! The parent of the VMM: it passes signals on, ends the VMM where `--until` says, and waits for its end.
+//!
+//! A VMM that goes into the background leaves its first process, and becomes a child of this one, which is a
+//! subreaper: see PR_SET_CHILD_SUBREAPER(2const).
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -10,7 +13,8 @@ use memchr::memmem;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, kill_process, pidfd_open, waitpid,
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpgid, getpgrp, getpid, kill_process,
+    pidfd_open, set_child_subreaper, waitpid,
 };
 use rustix::stdio::dup2_stdout;
 use rustix::termios::tcgetpgrp;
@@ -35,7 +39,8 @@ const PASSED_ON: [Signal; 6] = [
     Signal::QUIT,
 ];
 
-/// Runs the VMM in a child, waits until the child has ended, and returns its exit status as a shell counts it.
+/// Runs the VMM in a child, waits until the child and all that it has left behind have ended, and returns the exit
+/// status as a shell counts it: that of the first of them that did not end with 0.
 ///
 /// # Errors
 /// The kernel lacks something that the parent needs.
@@ -53,6 +58,7 @@ pub(super) fn run<'a>(
         }
         _ => (None, None),
     };
+    set_child_subreaper(Some(getpid())).map_err(|error| failed(error.into()))?;
     // Signals that come while there is no child yet wait in the sockets.
     let signals = signals().map_err(failed)?;
     let pid = child(|| {
@@ -66,8 +72,8 @@ pub(super) fn run<'a>(
     .map_err(failed)?;
     drop(output);
     let mut parent = Parent {
-        child: pid,
-        pidfd: pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?,
+        children: vec![Child::of(pid).map_err(failed)?],
+        status: 0,
         signals,
         console,
         ends_at: match until {
@@ -76,8 +82,10 @@ pub(super) fn run<'a>(
         },
         is_terminated: false,
     };
-    while !parent.turn().map_err(failed)? {}
-    parent.status().map_err(failed)
+    while !parent.children.is_empty() {
+        parent.turn().map_err(failed)?;
+    }
+    Ok(parent.status())
 }
 
 /// Returns a socket for each signal to pass on. A signal that the caller ignores stays ignored.
@@ -104,9 +112,24 @@ fn ignored() -> u64 {
         .unwrap_or(0)
 }
 
-struct Parent {
-    child: Pid,
+/// A process of the run that is a child of this one.
+struct Child {
+    pid: Pid,
     pidfd: OwnedFd,
+}
+
+impl Child {
+    fn of(pid: Pid) -> io::Result<Self> {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { pid, pidfd })
+    }
+}
+
+struct Parent {
+    /// The first process, and later those that it has left behind.
+    children: Vec<Child>,
+    /// The exit status so far.
+    status: u8,
     signals: Vec<(Signal, UnixStream)>,
     console: Option<Console>,
     /// The time at which the child gets TERM, or KILL if it has got TERM.
@@ -115,8 +138,8 @@ struct Parent {
 }
 
 impl Parent {
-    /// Waits for something to happen, and handles it. Returns true once the child has ended.
-    fn turn(&mut self) -> io::Result<bool> {
+    /// Waits for something to happen, and handles it.
+    fn turn(&mut self) -> io::Result<()> {
         let left = self
             .ends_at
             .map(|at| at.saturating_duration_since(Instant::now()));
@@ -124,43 +147,73 @@ impl Parent {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(left.subsec_nanos()),
         });
-        let mut polled = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
-        polled.extend(
-            self.signals
-                .iter()
-                .map(|(_, one)| PollFd::new(one, PollFlags::IN)),
-        );
+        let signals = self.signals.iter();
+        let mut polled: Vec<_> = signals
+            .map(|(_, one)| PollFd::new(one, PollFlags::IN))
+            .collect();
+        let children = self.children.iter();
+        polled.extend(children.map(|one| PollFd::new(&one.pidfd, PollFlags::IN)));
         let console = self.console.as_ref().map(|console| console.from.as_fd());
         polled.extend(console.map(|from| PollFd::from_borrowed_fd(from, PollFlags::IN)));
         match poll(&mut polled, pause.as_ref()) {
-            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(rustix::io::Errno::INTR) => return Ok(()),
             other => other?,
         };
         let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
         drop(polled);
-        for (number, is_ready) in ready[1..=self.signals.len()].iter().enumerate() {
+        let (of_signals, rest) = ready.split_at(self.signals.len());
+        let (of_children, of_console) = rest.split_at(self.children.len());
+        for (number, is_ready) in of_signals.iter().enumerate() {
             if *is_ready {
                 self.pass_on(number);
             }
         }
-        if ready.get(1 + self.signals.len()) == Some(&true) && self.console_says_enough() {
+        if of_console.contains(&true) && self.console_says_enough() {
             self.end();
         }
         if self.ends_at.is_some_and(|at| at <= Instant::now()) {
             self.end();
         }
-        Ok(ready[0])
+        if of_children.contains(&true) {
+            self.reap()?;
+        }
+        Ok(())
     }
 
-    /// Passes a signal on to the child, unless the terminal has sent it to the child, too.
+    /// Reaps the children that have ended, and finds those that they have left behind. The watcher of the run, which
+    /// has this process's program, is no part of the VMM, and ends by itself.
+    fn reap(&mut self) -> io::Result<()> {
+        while let Some((pid, status)) = ended_child()? {
+            let before = self.children.len();
+            self.children.retain(|child| child.pid != pid);
+            if self.children.len() < before && self.status == 0 {
+                self.status = as_shell(status);
+            }
+        }
+        for pid in orphans() {
+            if self.children.iter().any(|child| child.pid == pid) {
+                continue;
+            }
+            self.children.push(Child::of(pid)?);
+            if self.is_terminated {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a signal on to the children, except to those to which the terminal has sent it, too.
     fn pass_on(&mut self, number: usize) {
         let (signal, socket) = &mut self.signals[number];
         let mut sent = [0; 64];
         let _ = socket.read(&mut sent);
         let is_of_terminal = matches!(*signal, Signal::INT | Signal::QUIT) && is_in_foreground();
-        if !is_of_terminal {
-            // The child may have ended.
-            let _ = kill_process(self.child, *signal);
+        for child in &self.children {
+            let is_in_group = getpgid(Some(child.pid)).is_ok_and(|group| group == getpgrp());
+            if !(is_of_terminal && is_in_group) {
+                // The child may have ended.
+                let _ = kill_process(child.pid, *signal);
+            }
         }
     }
 
@@ -175,27 +228,49 @@ impl Parent {
         }
     }
 
-    /// Ends the child by TERM, and some time later by KILL.
+    /// Ends the children by TERM, and some time later by KILL.
     fn end(&mut self) {
         let signal = if self.is_terminated {
             Signal::KILL
         } else {
             Signal::TERM
         };
-        let _ = kill_process(self.child, signal);
+        for child in &self.children {
+            let _ = kill_process(child.pid, signal);
+        }
         self.is_terminated = true;
         self.ends_at = Instant::now().checked_add(GRACE);
     }
 
-    /// Returns the exit status of the child, which has ended, after the rest of its output was passed on.
-    fn status(mut self) -> io::Result<u8> {
+    /// Returns the exit status, after the rest of the output was passed on.
+    fn status(mut self) -> u8 {
         if let Some(console) = &mut self.console {
             console.set_nonblocking();
             while console.pass_on() != Said::End {}
         }
-        let ended = waitpid(Some(self.child), WaitOptions::empty())?;
-        Ok(ended.map_or(EXIT_NOT_BEHIND, |(_, status)| as_shell(status)))
+        self.status
     }
+}
+
+/// Reaps a child that has ended, if there is one.
+fn ended_child() -> io::Result<Option<(Pid, WaitStatus)>> {
+    match waitpid(None, WaitOptions::NOHANG) {
+        Err(rustix::io::Errno::CHILD) => Ok(None),
+        other => Ok(other?),
+    }
+}
+
+/// Returns the children of this process, without the watcher.
+fn orphans() -> Vec<Pid> {
+    let own = fs::read_link("/proc/self/exe").ok();
+    let is_watcher =
+        |pid: &Pid| fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())).ok() == own;
+    let path = format!("/proc/self/task/{}/children", getpid().as_raw_nonzero());
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let pids = children
+        .split_whitespace()
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    pids.filter(|pid| !is_watcher(pid)).collect()
 }
 
 /// Returns the number by which a shell tells how a process ended: its status, or 128 and the signal.
@@ -212,7 +287,7 @@ fn as_shell(status: WaitStatus) -> u8 {
 fn is_in_foreground() -> bool {
     let terminal = File::open("/dev/tty").ok();
     let group = terminal.and_then(|terminal| tcgetpgrp(terminal).ok());
-    group.is_some_and(|group| group == rustix::process::getpgrp())
+    group.is_some_and(|group| group == getpgrp())
 }
 
 /// The VMM's standard output, passed on and searched for a text.

@@ -189,7 +189,7 @@ const fn word(fate: Fate) -> &'static str {
 }
 
 /// Returns the reason for which a replay of a trace without accesses has no answer.
-pub(super) fn no_access(totals: &Totals, selected: &Selected<'_>) -> String {
+pub(in crate::commands) fn no_access(totals: &Totals, selected: &Selected<'_>) -> String {
     let why = match named(selected) {
         Some(tasks) if selected.is_part() => {
             format!("no access is of a task of --task; the trace has the tasks {tasks}")

@@ -3,7 +3,7 @@
 use msrgate_policy::trace::{Line, Task, Tasks};
 
 /// The selection of accesses by their tasks.
-pub(super) struct Selected<'a> {
+pub(in crate::commands) struct Selected<'a> {
     wanted: &'a [String],
     tasks: Tasks,
     /// The number of accesses of other tasks.
@@ -14,7 +14,7 @@ pub(super) struct Selected<'a> {
 
 impl<'a> Selected<'a> {
     /// Returns a selection of these tasks, or of all if none is wanted.
-    pub(super) fn new(wanted: &'a [String]) -> Self {
+    pub(in crate::commands) fn new(wanted: &'a [String]) -> Self {
         Self {
             wanted,
             tasks: Tasks::default(),
@@ -24,7 +24,7 @@ impl<'a> Selected<'a> {
     }
 
     /// Counts the task of a line. Returns the line, or another event in place of an access that is not selected.
-    pub(super) fn of_line<'t>(
+    pub(in crate::commands) fn of_line<'t>(
         &mut self,
         line: Line,
         task: impl FnOnce() -> Option<Task<'t>>,
@@ -53,27 +53,27 @@ impl<'a> Selected<'a> {
     }
 
     /// The tasks of the trace.
-    pub(super) const fn tasks(&self) -> &Tasks {
+    pub(in crate::commands) const fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 
     /// The number of accesses of tasks that are not selected.
-    pub(super) const fn skipped(&self) -> u64 {
+    pub(in crate::commands) const fn skipped(&self) -> u64 {
         self.skipped
     }
 
     /// The number of accesses that may be of a selected task, because the trace does not name their task.
-    pub(super) const fn nameless(&self) -> u64 {
+    pub(in crate::commands) const fn nameless(&self) -> u64 {
         self.nameless
     }
 
     /// Returns true if the trace names the task of every access, or all tasks are selected.
-    pub(super) const fn is_sure(&self) -> bool {
+    pub(in crate::commands) const fn is_sure(&self) -> bool {
         self.nameless == 0
     }
 
     /// Returns true if `--task` selects accesses.
-    pub(super) const fn is_part(&self) -> bool {
+    pub(in crate::commands) const fn is_part(&self) -> bool {
         !self.wanted.is_empty()
     }
 }

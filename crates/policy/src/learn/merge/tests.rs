@@ -16,7 +16,7 @@ fn at(milliseconds: u64) -> First {
 
 fn from(text: &str, seen: &[Sighting]) -> Learnt {
     let source = Source::new("guest.toml", text);
-    learn(&source, &mut NoIncludes, seen).unwrap()
+    learn(&source, &mut NoIncludes, seen, &Notes::default()).unwrap()
 }
 
 fn compiled(text: &str) -> Compiled {
@@ -111,7 +111,7 @@ fn learnt_entry_avoids_key_that_author_uses() {
 #[test]
 fn unknown_msr_is_allowed_after_run_on_host_that_knows_it() {
     let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
-    let first = from(EMPTY, &[unknown]);
+    let first = from(EMPTY, std::slice::from_ref(&unknown));
     assert_eq!(actions(&first.text, 0x1c9), [Action::Deny, Action::Deny]);
     let second = from(&first.text, &[seen(0x1c9, Access::Read)]);
     assert_eq!(actions(&second.text, 0x1c9), [Action::Allow, Action::Deny]);
@@ -135,8 +135,14 @@ fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
         0x200_u32..0x210,
         0xc000_0080_u32..0xc000_0085
     ];
-    let one = (index, any::<bool>(), 0..3_u8).prop_map(|(index, is_write, fate)| {
-        let fates = [Fate::Done, Fate::Refused, Fate::Unknown];
+    let one = (index, any::<bool>(), 0..5_u8).prop_map(|(index, is_write, fate)| {
+        let fates = [
+            Fate::Done,
+            Fate::Untried,
+            Fate::Refused,
+            Fate::Faulted,
+            Fate::Unknown,
+        ];
         Sighting::new(
             MsrIndex::new(index),
             Access::ALL[usize::from(is_write)],
@@ -175,4 +181,83 @@ proptest! {
         prop_assert_eq!(&again.added, &[]);
         prop_assert_eq!(again.text.lines().skip(1).collect::<Vec<_>>(), once.lines().skip(1).collect::<Vec<_>>());
     }
+}
+
+fn accepted(text: &str, seen: &[Sighting], named: &[u32]) -> Learnt {
+    let source = Source::new("guest.toml", text);
+    let named = named.iter().copied().map(MsrIndex::new).collect();
+    accept(&source, &mut NoIncludes, seen, &named).unwrap()
+}
+
+#[test]
+fn accept_changes_entry_of_author_only_if_its_msr_is_named() {
+    let text = "# Ours.\npolicy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_PAT = \"r\" # memory types\n\"0x600..=0x6df\" = \"none\" # power\nIA32_EFER = { read = \"deny\", write = \"deny\", why = \"not yet\" }\n";
+    let all = [
+        seen(0x277, Access::Write),
+        seen(0x606, Access::Read),
+        seen(0xc000_0080, Access::Read),
+    ];
+    let kept = accepted(text, &all, &[]);
+    assert_eq!((kept.added, kept.kept.len()), (Vec::new(), 3));
+    let learnt = accepted(text, &all, &[0x277, 0x606, 0xc000_0080]);
+    insta::assert_snapshot!(learnt.text);
+    assert_eq!((learnt.added.len(), learnt.kept), (3, Vec::new()));
+    assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
+    assert_eq!(actions(&learnt.text, 0x606), [Action::Allow, Action::Deny]);
+    assert_eq!(actions(&learnt.text, 0x607), [Action::Deny, Action::Deny]);
+}
+
+#[test]
+fn accept_keeps_final_entry_that_is_named() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n0x606 = { read = \"deny\", write = \"deny\", final = true }\n";
+    let learnt = accepted(text, &[seen(0x606, Access::Read)], &[0x606]);
+    assert_eq!((learnt.added, learnt.kept.len()), (Vec::new(), 1));
+}
+
+#[test]
+fn access_without_free_key_is_listed_and_not_counted_as_added() {
+    let keys: Vec<_> = entry::keys(MsrIndex::new(0x606)).collect();
+    let entries: String = keys
+        .iter()
+        .map(|key| {
+            format!("{key} = {{ read = \"inherit\", write = \"inherit\", log = \"none\" }}\n")
+        })
+        .collect();
+    let text = format!("policy = 1\ndefault = \"deny\"\n\n[msrs]\n{entries}");
+    let learnt = from(&text, &[seen(0x606, Access::Read)]);
+    assert_eq!(learnt.added, []);
+    assert_eq!(learnt.kept[0].by, KeptBy::KeysTaken);
+}
+
+#[test]
+fn access_that_kvm_refused_for_its_value_stands_apart_and_is_allowed() {
+    let invalid = Sighting::new(MsrIndex::new(0x1a0), Access::Write, Fate::Refused);
+    let learnt = from(EMPTY, &[seen(0x277, Access::Write), invalid]);
+    assert!(learnt.text.contains(INVALID), "{}", learnt.text);
+    assert_eq!(actions(&learnt.text, 0x1a0), [Action::Deny, Action::Allow]);
+}
+
+#[test]
+fn notes_stand_once_in_the_head() {
+    let source = |text: &str| Source::new("guest.toml", text);
+    let notes = Notes {
+        missing: vec!["NOT ALL: 9 events.".to_owned()],
+        unseen: vec!["a.jsonl has only refusals.".to_owned()],
+    };
+    let learn_with = |text: &str| {
+        learn(&source(text), &mut NoIncludes, &[], &notes)
+            .unwrap()
+            .text
+    };
+    let twice = learn_with(&learn_with(EMPTY));
+    let head: Vec<_> = twice.lines().take(4).collect();
+    assert_eq!(
+        head,
+        [
+            "# NOT ALL: 9 events.",
+            "# Learnt by msrgate from 2 runs; the last 2 added nothing.",
+            "# a.jsonl has only refusals.",
+            ""
+        ]
+    );
 }

@@ -1,0 +1,209 @@
+//! The report of a review, for people and for programs.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use msrgate_policy::learn::RefusedBy;
+use msrgate_policy::{Entry, Policy, one_line, registers, shown_name};
+use serde::Serialize;
+
+use super::rows::{Row, Rows, State};
+use crate::cli::ReviewArgs;
+use crate::failure::Answer;
+use crate::output::{self, SCHEMA, count};
+
+#[derive(Serialize)]
+pub(super) struct Report<'r> {
+    schema: u32,
+    policy: &'r str,
+    /// True if nothing is open, and no part of the recordings is missing.
+    ok: bool,
+    open: usize,
+    decided: usize,
+    moot: usize,
+    accepted: usize,
+    rows: Vec<Listed<'r>>,
+    /// The parts of the recordings that are missing, as sentences.
+    missing: &'r [String],
+}
+
+#[derive(Serialize)]
+struct Listed<'r> {
+    index: String,
+    name: Option<&'static str>,
+    summary: Option<&'static str>,
+    access: String,
+    count: u64,
+    /// The place of the first access, such as `events.jsonl:4`.
+    first: Option<&'r str>,
+    state: &'static str,
+    /// The place of the entry that refuses the access; null for the default.
+    policy_file: Option<&'r str>,
+    policy_line: Option<u32>,
+    entry: Option<&'r str>,
+    why: Option<&'r str>,
+    /// True if the entry is `final`: `--accept` does not loosen it.
+    r#final: bool,
+    /// `sound`, `look` or `unsound`.
+    advice: &'static str,
+    reasons: &'r [String],
+    /// The entry that would allow the access.
+    allow: String,
+}
+
+pub(super) fn for_programs<'r>(
+    policy: &'r Policy,
+    rows: &'r Rows<'_>,
+    missing: &'r [String],
+    answer: Answer,
+) -> Report<'r> {
+    Report {
+        schema: SCHEMA,
+        policy: policy.source().name(),
+        ok: answer == Answer::Yes,
+        open: rows.count(State::Open),
+        decided: rows.count(State::Decided),
+        moot: rows.count(State::Moot),
+        accepted: rows.count(State::Accepted),
+        rows: rows.iter().map(|row| listed(policy, rows, row)).collect(),
+        missing,
+    }
+}
+
+fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'r> {
+    let index = row.sighting.index;
+    let entry = entry_of(row.refused_by);
+    Listed {
+        index: index.to_string(),
+        name: output::name(index),
+        summary: registers::by_index(index).map(|register| register.summary),
+        access: row.sighting.access.to_string(),
+        count: row.count,
+        first: row.sighting.first.at.as_deref(),
+        state: row.state.word(),
+        policy_file: entry.map(|entry| policy.text(entry.source()).name()),
+        policy_line: entry.map(|entry| entry.place().line),
+        entry: entry.map(Entry::key),
+        why: entry.and_then(Entry::why),
+        r#final: entry.is_some_and(Entry::is_final),
+        advice: row.advice.verdict.word(),
+        reasons: &row.advice.reasons,
+        allow: rows.entry(index),
+    }
+}
+
+const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
+    match refused_by {
+        RefusedBy::Learnt(entry) | RefusedBy::LearntAsRefused(entry) | RefusedBy::Author(entry) => {
+            Some(entry)
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn for_people(
+    out: &mut dyn Write,
+    args: &ReviewArgs,
+    policy: &Policy,
+    rows: &Rows<'_>,
+    missing: &[String],
+) -> io::Result<()> {
+    let open = rows.count(State::Open);
+    let style = match open {
+        0 => anstyle::AnsiColor::Green,
+        _ => anstyle::AnsiColor::Red,
+    };
+    let style = style.on_default().bold();
+    let refused = count(rows.iter().count(), "kind of access", "kinds of accesses");
+    writeln!(
+        out,
+        "{}: of {refused} that it refuses, {style}{open} open{style:#}",
+        shown_name(policy.source().name()),
+    )?;
+    let bold = anstyle::Style::new().bold();
+    for state in State::ALL {
+        let title = match state {
+            State::Open => "open: no author has decided",
+            State::Decided => {
+                "decided: an author's entry refuses it; to allow it, name the MSR: --accept MSR"
+            }
+            State::Moot => "moot: the guest got #GP without this policy, too",
+            State::Accepted => "accepted: the policy allows it from now on",
+        };
+        if rows.count(state) > 0 {
+            writeln!(out, "{bold}{title}{bold:#}")?;
+        }
+        for row in rows.iter().filter(|row| row.state == state) {
+            print(out, policy, rows, row)?;
+        }
+    }
+    for one in missing {
+        writeln!(out, "{one}")?;
+    }
+    if open > 0 && args.accept.is_none() {
+        let words = [&args.policy].into_iter().chain(&args.events);
+        let words: Vec<_> = words
+            .map(|one| super::super::learn::word(Path::as_os_str(one)))
+            .collect();
+        writeln!(
+            out,
+            "to allow all that is open: msrgate review {} --accept",
+            words.join(" ")
+        )?;
+    }
+    Ok(())
+}
+
+fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -> io::Result<()> {
+    let (index, access) = (row.sighting.index, row.sighting.access.to_string());
+    let number = usize::try_from(row.count).unwrap_or(usize::MAX);
+    let accesses = count(number, &access, &format!("{access}s"));
+    let first = row.sighting.first.at.as_deref().unwrap_or_default();
+    writeln!(
+        out,
+        "  {}: {accesses}, first at {first}",
+        registers::titled(index)
+    )?;
+    if let Some(register) = registers::by_index(index).filter(|one| !one.summary.is_empty()) {
+        writeln!(out, "      {}", register.summary)?;
+    }
+    let entry = entry_of(row.refused_by);
+    match entry {
+        Some(entry) => {
+            let place = output::where_it_stands(policy, entry);
+            let firm = if entry.is_final() {
+                ", which is final"
+            } else {
+                ""
+            };
+            let why = entry
+                .why()
+                .map_or_else(String::new, |why| format!(": {}", one_line(why)));
+            writeln!(out, "      refused by {place}{firm}{why}")?;
+        }
+        None => writeln!(out, "      refused by `default`")?,
+    }
+    if matches!(row.state, State::Open | State::Decided) {
+        let verdict = row.advice.verdict.word();
+        for (number, reason) in row.advice.reasons.iter().enumerate() {
+            match number {
+                0 => writeln!(out, "      {verdict}: {}", one_line(reason))?,
+                _ => writeln!(out, "      - {}", one_line(reason))?,
+            }
+        }
+        let line = rows.entry(index);
+        match entry {
+            Some(entry) if entry.is_final() => writeln!(
+                out,
+                "      to allow: take the `final` away where it is written"
+            )?,
+            Some(entry) if entry.msrs().count() == 1 => writeln!(
+                out,
+                "      to allow: {line} in place of {}",
+                output::where_it_stands(policy, entry)
+            )?,
+            _ => writeln!(out, "      to allow: {line} below [msrs]")?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Tests of `learn --from` and `review`, which read recordings and need no KVM.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const POLICY: &str = "# Ours.\npolicy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_PAT = \"r\" # memory types\n0x606 = { read = \"deny\", write = \"deny\", final = true, why = \"no guest measures its neighbours\" }\n";
+
+const EVENTS: &str = r#"{"schema":1,"time":1.5,"vcpu":0,"msr":"0x277","access":"write","reason":"filter","action":"deny"}
+{"schema":1,"time":1.6,"vcpu":0,"msr":"0xc0000080","access":"write","reason":"filter","action":"deny"}
+{"schema":1,"time":1.7,"vcpu":0,"msr":"0xc0000080","access":"write","reason":"filter","action":"deny"}
+{"schema":1,"time":1.8,"vcpu":0,"msr":"0x606","access":"read","reason":"filter","action":"deny"}
+"#;
+
+const TRACE: &str = " CPU-1 [001] 1.2: kvm_msr: msr_read c0000080 = 0xd01\n CPU-1 [001] 1.3: kvm_msr: msr_read 1c9 = 0x0 (#GP)\n";
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        Self(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Returns the exit code, the results and the messages.
+    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        command.args(arguments).current_dir(self.0.path());
+        let ran = command.env("NO_COLOR", "1").stdin(Stdio::null()).output();
+        let ran = ran.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (ran.status.code(), text(ran.stdout), text(ran.stderr))
+    }
+}
+
+#[test]
+fn learn_from_recordings_writes_policy_and_says_what_they_cannot_show() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("t.txt", TRACE)]);
+    let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "t.txt", "-o", "new.toml"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("msrgate check new.toml"), "{err}");
+    let text = folder.read("new.toml");
+    for part in [
+        "learnt: first written at e.jsonl:2",
+        "# e.jsonl has only refusals.",
+        "# t.txt is a trace.",
+        "KVM or a filter refused the read",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(folder.run(&["fmt", "--check", "new.toml"]).0, Some(0));
+    assert_eq!(
+        folder.run(&["check", "new.toml", "--host", "none"]).0,
+        Some(0)
+    );
+    assert_eq!(folder.run(&["replay", "new.toml", "e.jsonl"]).0, Some(0));
+}
+
+#[test]
+fn learn_from_incomplete_recording_says_so_first_and_exits_with_1() {
+    let events = format!("{EVENTS}{{\"schema\":1,\"dropped\":9}}\n");
+    let folder = Folder::new(&[("e.jsonl", &events)]);
+    let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "new.toml"]);
+    assert_eq!(code, Some(1), "{err}");
+    let text = folder.read("new.toml");
+    assert!(
+        text.starts_with("# NOT ALL") && text.contains("9 events are lost"),
+        "{text}"
+    );
+}
+
+#[test]
+fn learn_from_merges_into_policy_and_keeps_its_authors_entries() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
+    let arguments = [
+        "learn", "--from", "e.jsonl", "--merge", "p.toml", "-o", "p.toml",
+    ];
+    let (code, _, err) = folder.run(&arguments);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        err.contains("not added: a write of 0x277 IA32_PAT; p.toml:6 refuses it"),
+        "{err}"
+    );
+    let text = folder.read("p.toml");
+    for part in [
+        "# Ours.",
+        "IA32_PAT",
+        "\"r\"",
+        "# memory types",
+        "first written at e.jsonl:2",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn learn_from_nothing_writes_no_file() {
+    let folder = Folder::new(&[("none.txt", "# tracer: nop\n")]);
+    for from in ["none.txt", "missing"] {
+        let (code, _, err) = folder.run(&["learn", "--from", from, "-o", "new.toml"]);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(!folder.path("new.toml").exists());
+    }
+}
+
+fn states(folder: &Folder, arguments: &[&str]) -> (Option<i32>, Vec<(String, String)>) {
+    let (code, out, err) = folder.run(&[arguments, &["--format", "json"]].concat());
+    let report: Value = serde_json::from_str(&out).expect(&err);
+    let rows = report["rows"].as_array().unwrap().iter();
+    let word = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
+    let rows = rows.map(|row| (word(row, "index"), word(row, "state")));
+    (code, rows.collect())
+}
+
+fn row(index: &str, state: &str) -> (String, String) {
+    (index.to_owned(), state.to_owned())
+}
+
+#[test]
+fn review_tells_open_from_decided_and_exits_with_1() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
+    let wanted = vec![
+        row("0x277", "decided"),
+        row("0x606", "decided"),
+        row("0xc0000080", "open"),
+    ];
+    assert_eq!(
+        states(&folder, &["review", "p.toml", "e.jsonl"]),
+        (Some(1), wanted)
+    );
+    let (_, out, _) = folder.run(&["review", "p.toml", "e.jsonl"]);
+    for part in [
+        "0xc0000080 IA32_EFER: 2 writes, first at e.jsonl:2",
+        "sound: the shipped policy linux-guest allows it",
+        "to allow: IA32_EFER = \"w\" below [msrs]",
+        "unsound: the shipped policy no-power-telemetry refuses it",
+        "msrgate review p.toml e.jsonl --accept",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    assert_eq!(folder.read("p.toml"), POLICY);
+}
+
+#[test]
+fn review_accepts_what_is_open_and_keeps_authors_entries() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
+    let (code, out, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    let text = folder.read("p.toml");
+    assert!(
+        text.contains("IA32_EFER") && text.contains("# Ours."),
+        "{text}"
+    );
+    assert!(text.contains("IA32_PAT = \"r\""), "{text}");
+    let (code, states) = states(&folder, &["review", "p.toml", "e.jsonl"]);
+    assert_eq!((code, states.len()), (Some(0), 2));
+}
+
+#[test]
+fn review_loosens_authors_entry_only_if_named_and_never_a_final_one() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
+    let review = [
+        "review", "p.toml", "e.jsonl", "--accept", "IA32_PAT", "0x606",
+    ];
+    let (code, out, err) = folder.run(&review);
+    assert_eq!(code, Some(1), "EFER is still open: {out}{err}");
+    assert!(err.contains("not accepted: a read of 0x606"), "{err}");
+    let text = folder.read("p.toml");
+    assert!(text.contains("IA32_PAT = \"rw\" # memory types"), "{text}");
+    let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept", "0x10"]);
+    assert_eq!(code, Some(2), "{err}");
+}
+
+#[test]
+fn review_of_run_that_refused_nothing_is_a_yes() {
+    let folder = Folder::new(&[("e.jsonl", ""), ("t.txt", TRACE), ("p.toml", POLICY)]);
+    assert_eq!(folder.run(&["review", "p.toml", "e.jsonl"]).0, Some(0));
+    // The guest got the #GP of 0x1c9 without the policy, too.
+    let wanted = vec![row("0x1c9", "moot"), row("0xc0000080", "open")];
+    assert_eq!(
+        states(&folder, &["review", "p.toml", "t.txt"]),
+        (Some(1), wanted)
+    );
+}
+
+#[test]
+fn review_of_incomplete_events_gives_no_yes() {
+    let folder = Folder::new(&[("p.toml", "policy = 1\ndefault = 'allow'\n")]);
+    fs::write(
+        folder.path("e.jsonl"),
+        format!("{EVENTS}{{\"schema\":1,\"dropped\":9}}\n"),
+    )
+    .unwrap();
+    assert_eq!(folder.run(&["review", "p.toml", "e.jsonl"]).0, Some(2));
+    assert_eq!(folder.run(&["review", "p.toml", "missing"]).0, Some(2));
+    assert_eq!(
+        folder
+            .run(&["review", "linux-guest", "e.jsonl", "--accept"])
+            .0,
+        Some(2)
+    );
+}
