@@ -1,5 +1,6 @@
 //! The loop of `KVM_RUN`. The gate answers the policy's exits here, and the VMM gets all others.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,8 +18,8 @@ use crate::thing::Vcpu;
 /// by a signal that came between two `KVM_RUN`s.
 const TURN: Duration = Duration::from_millis(1);
 
-/// The time after which an answer has taken so long that a kick may well have come meanwhile.
-const LONG: Duration = Duration::from_micros(50);
+/// The time since the last answer after which an exit may have taken so long that a kick has come meanwhile.
+const LONG: Duration = Duration::from_micros(100);
 
 /// True once the process was found to catch signals with which it may kick vCPUs.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
@@ -78,7 +79,7 @@ fn answered(
     mut first: First,
     enter: impl Fn() -> Returned,
 ) -> Ran {
-    let mut turn = Turn::default();
+    let mut since = None;
     loop {
         if first == First::Enter {
             vcpu.page.mark();
@@ -95,51 +96,83 @@ fn answered(
         if !is_msr_exit(vcpu) {
             return Ran::Returned(Returned::DONE);
         }
-        let begun = Instant::now();
         let answered = answer(process, vcpu);
         if answered == Answered::ByVmm {
             return Ran::Returned(Returned::DONE);
         }
-        if turn.is_over(answered, begun) {
-            if vcpu.vm.rewinds() && process.helper.has_ended() {
-                // The guest may wait for a filter that nobody sets any more.
-                end(process, &format!("{NO_HELPER}, and the VMM is ended"));
-            }
-            if turn.are_caught(process) {
-                return Ran::Returned(end_turn(process, vcpu));
-            }
+        if answered == Answered::Again {
+            check_helper(process);
+        }
+        if is_turn_over(process, answered, &mut since) {
+            let returned = end_turn(process, vcpu);
+            note_end_of_turn();
+            return Ran::Returned(returned);
         }
     }
 }
 
-/// The time for which the library has answered exits within one `KVM_RUN` of the VMM's.
-#[derive(Default)]
-struct Turn {
-    since: Option<Instant>,
-    /// The time when the process was last found to catch no signal.
+/// The times at which a thread last did something.
+#[derive(Clone, Copy)]
+struct Times {
+    /// It answered an exit.
+    answered: Option<Instant>,
+    /// It found that the process catches no signal.
     uncaught: Option<Instant>,
+    /// It found the helper thread alive.
+    checked: Option<Instant>,
 }
 
-impl Turn {
-    /// Returns true if the VMM should look for a kick that was handled between two `KVM_RUN`s: the guest may make no
-    /// further exit. `begun` is the time of the exit that was just answered.
-    fn is_over(&mut self, answered: Answered, begun: Instant) -> bool {
-        let since = *self.since.get_or_insert(begun);
-        let now = Instant::now();
-        answered == Answered::Again || now - begun >= LONG || now - since >= TURN
-    }
+thread_local! {
+    static TIMES: Cell<Times> = const {
+        Cell::new(Times { answered: None, uncaught: None, checked: None })
+    };
+}
 
-    fn are_caught(&mut self, process: &'static Process) -> bool {
-        let now = Instant::now();
-        if self.uncaught.is_some_and(|when| now - when < TURN) {
-            return false;
-        }
-        let are_caught = are_caught(process);
-        if !are_caught {
-            (self.since, self.uncaught) = (Some(now), Some(now));
-        }
-        are_caught
+/// Returns true if the VMM should look for a kick that may have been handled between two `KVM_RUN`s: the guest may make
+/// no further exit. `since` is the time of the first answer within this `KVM_RUN` of the VMM's.
+fn is_turn_over(
+    process: &'static Process,
+    answered: Answered,
+    since: &mut Option<Instant>,
+) -> bool {
+    let now = Instant::now();
+    let mut times = TIMES.get();
+    let begun = *since.get_or_insert(now);
+    // The time since the last answer has all of this exit, also if the thread had to wait for a processor. It may have
+    // the guest's time, too: then exits are so rare that a return to the VMM costs little.
+    let is_long = times.answered.is_none_or(|last| now - last >= LONG);
+    times.answered = Some(now);
+    let is_over = (answered == Answered::Again || is_long || now - begun >= TURN)
+        && times.uncaught.is_none_or(|when| now - when >= TURN);
+    let are_caught = is_over && are_caught(process);
+    if is_over && !are_caught {
+        times.uncaught = Some(now);
+        *since = Some(now);
     }
+    TIMES.set(times);
+    are_caught
+}
+
+/// Ends the VMM if the guest waits for a filter that nobody sets any more. A guest that waits executes its access again
+/// and again, so the function looks once in the time of a turn.
+fn check_helper(process: &'static Process) {
+    let now = Instant::now();
+    let mut times = TIMES.get();
+    if times.checked.is_some_and(|when| now - when < TURN) {
+        return;
+    }
+    times.checked = Some(now);
+    TIMES.set(times);
+    if process.helper.has_ended() {
+        end(process, &format!("{NO_HELPER}, and the VMM is ended"));
+    }
+}
+
+/// Notes the end of a turn: the time that it took is not the next exit's.
+fn note_end_of_turn() {
+    let mut times = TIMES.get();
+    times.answered = Some(Instant::now());
+    TIMES.set(times);
 }
 
 /// The answer to an exit.

@@ -127,14 +127,16 @@ impl SharedPage {
         let general = unsafe { &raw mut (*run).s.regs.regs };
         // SAFETY: both fields are mapped and aligned, and the vCPU's own thread calls this between two runs. Any bytes
         // are values.
-        let (theirs, registers) = unsafe { (valid.read_volatile(), general.read_volatile()) };
-        // SAFETY: as for the read.
+        let theirs = unsafe { valid.read_volatile() };
+        // SAFETY: as for the first read.
+        let registers = unsafe { general.read_volatile() };
+        // SAFETY: as for the first read.
         unsafe { valid.write_volatile(theirs | GENERAL) };
         let acted = act();
-        // SAFETY: as for the read.
+        // SAFETY: as for the first read.
         unsafe { valid.write_volatile(theirs) };
         if theirs & GENERAL == 0 {
-            // SAFETY: as for the read.
+            // SAFETY: as for the first read.
             unsafe { general.write_volatile(registers) };
         }
         acted

@@ -61,7 +61,9 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
     let mut selected = Selected::new(&args.task);
-    let stopped = read(trace, &mut selected, |number, line| replay.add(number, line))?;
+    let stopped = read(trace, &mut selected, |number, line| {
+        replay.add(number, line)
+    })?;
 
     if replay.totals().accesses() == 0 {
         return Err(Failure::Input {
