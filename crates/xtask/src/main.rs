@@ -3,9 +3,11 @@
 //! `cargo run -p xtask -- registers` regenerates the register table of `msrgate-policy` from
 //! `crates/policy/data`. `cargo run -p xtask -- schema` regenerates the JSON schema of the policy language
 //! in `docs`. `cargo run -p xtask -- evidence` regenerates the page of tests in `docs` from its map. With
-//! `--check` each only compares, and fails if a committed file is out of date.
+//! `--check` each only compares, and fails if a committed file is out of date. `cargo run -p xtask -- names FOLDER`
+//! takes the names that other projects' code has for registers.
 #![forbid(unsafe_code)]
 
+mod code_bases;
 mod evidence;
 mod generated;
 mod registers;
@@ -14,7 +16,7 @@ mod schema;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- registers|schema|evidence [--check]";
+const USAGE: &str = "usage: cargo run -p xtask -- registers|schema|evidence [--check], or names FOLDER";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +36,7 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
     match words {
         ["registers"] => registers::regenerate(&policy),
         ["registers", "--check"] => registers::check(&policy),
+        ["names", from] => code_bases::take(Path::new(from), &policy.join("data")),
         ["schema"] => schema::regenerate(&docs),
         ["schema", "--check"] => schema::check(&docs),
         ["evidence"] => evidence::regenerate(&docs),

@@ -29,7 +29,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         let bits = row
             .sources
             .iter()
-            .fold(0_u8, |bits, source| bits | 1 << *source as u8);
+            .fold(0_u16, |bits, source| bits | 1 << *source as u16);
         let _ = writeln!(
             out,
             "    Register {{ index: MsrIndex::new({:#x}), name: {:?}, aliases: &{:?}, vendor: Vendor::{}, summary: {:?}, sources: Sources({bits:#07b}) }},",

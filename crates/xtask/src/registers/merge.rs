@@ -37,8 +37,7 @@ pub(super) fn key(name: &str) -> String {
     }
 }
 
-/// The authority of a list that gives a name to a register. If several lists give the same name, the list
-/// with the smallest value wins.
+/// The authority of a list that gives a name to a register.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Authority {
     /// The architectural names of the SDM, which hold for every processor.
@@ -47,8 +46,10 @@ enum Authority {
     Linux,
     /// The names from manuals of AMD, Microsoft and others, in `extra.tsv`.
     Manual,
+    /// The constants of another code base.
+    Code,
     /// The names that one processor family uses; another family may use the same name for another
-    /// register.
+    /// register. The crate `x86` has such names, too, from an old SDM.
     Family,
 }
 
@@ -57,52 +58,75 @@ impl Authority {
         match name.rank {
             Rank::Sdm | Rank::Architectural => Self::Sdm,
             Rank::Linux | Rank::LinuxOld => Self::Linux,
+            Rank::Code if mention.source != Source::RustX86 => Self::Code,
             _ if mention.source == Source::Extra => Self::Manual,
             _ => Self::Family,
         }
     }
+
+    /// Returns true if a name of this authority means one MSR on all processors.
+    fn is_for_all(self) -> bool {
+        self <= Self::Manual
+    }
 }
 
-/// The registers that each name can mean, by the name's key. If several authorities have the name, only the
-/// best one counts.
-struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
+/// The registers that each name can mean, by the name's key. A name that lists for all processors or other
+/// code bases use for several registers means all of these. Families count only if no list for all
+/// processors has the name.
+struct Meanings {
+    by_key: BTreeMap<String, BTreeSet<u32>>,
+    /// The registers by the full name in capitals, without the names of families.
+    by_text: BTreeMap<String, BTreeSet<u32>>,
+}
 
 impl Meanings {
     /// Collects the meanings of all names.
     ///
     /// # Errors
     ///
-    /// Returns an error if one authority, other than [`Authority::Family`], gives a name to two registers.
+    /// Returns an error if one list for all processors gives a name to two registers.
     fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
-        let mut all: BTreeMap<String, (Authority, BTreeSet<u32>)> = BTreeMap::new();
+        let mut all: BTreeMap<String, BTreeMap<Authority, BTreeSet<u32>>> = BTreeMap::new();
+        let mut by_text: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
         for mention in mentions {
             for name in &mention.names {
                 let authority = Authority::of(mention, name);
-                let (best, meant) = all
-                    .entry(key(&name.text))
-                    .or_insert_with(|| (authority, BTreeSet::new()));
-                if authority < *best {
-                    *best = authority;
-                    meant.clear();
-                }
-                if authority == *best {
-                    meant.insert(mention.index);
+                let by_authority = all.entry(key(&name.text)).or_default();
+                by_authority
+                    .entry(authority)
+                    .or_default()
+                    .insert(mention.index);
+                if authority != Authority::Family {
+                    let text = name.text.to_ascii_uppercase();
+                    by_text.entry(text).or_default().insert(mention.index);
                 }
             }
         }
-        for (name, (authority, meant)) in &all {
-            let clear = *authority == Authority::Family || meant.len() == 1;
-            ensure!(clear, "{name} is {meant:#x?}, says one authority");
+        let mut by_key = BTreeMap::new();
+        for (name, by_authority) in all {
+            for (authority, meant) in &by_authority {
+                let clear = !authority.is_for_all() || meant.len() == 1;
+                ensure!(clear, "{name} is {meant:#x?}, says one authority");
+            }
+            let for_all = by_authority.keys().any(|authority| authority.is_for_all());
+            let counts = |authority: Authority| !(for_all && authority == Authority::Family);
+            let meant = by_authority.iter().filter(|(of, _)| counts(**of));
+            by_key.insert(name, meant.flat_map(|(_, meant)| meant.clone()).collect());
         }
-        Ok(Self(all))
+        Ok(Self { by_key, by_text })
     }
 
     fn is(&self, name: &Name, index: u32) -> bool {
-        self.0[&key(&name.text)].1.contains(&index)
+        self.by_key[&key(&name.text)].contains(&index)
     }
 
+    /// Returns true if no other register has this name. `MSR_IA32_PMC0` is Linux's name of another
+    /// register, but `IA32_PMC0` is the SDM's alone.
     fn is_only(&self, name: &Name, index: u32) -> bool {
-        self.is(name, index) && self.0[&key(&name.text)].1.len() == 1
+        let only = |meant: &BTreeSet<u32>| meant.len() == 1 && meant.contains(&index);
+        let text = name.text.to_ascii_uppercase();
+        only(&self.by_key[&key(&name.text)])
+            || name.rank == Rank::Sdm && self.by_text.get(&text).is_some_and(only)
     }
 }
 
@@ -145,7 +169,7 @@ fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result
     })
 }
 
-/// Returns `IA32_EFER` for `MSR_IA32_EFER`, and other names unchanged.
+/// Returns `IA32_EFER` for `MSR_IA32_EFER` and other names unchanged.
 fn sdm_style(name: &str) -> &str {
     match name.strip_prefix("MSR_") {
         Some(rest) if rest.starts_with("IA32_") => rest,

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::code_bases;
+
 /// The list that a mention comes from. In the generated table each list has a bit, in the order of these
 /// variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +21,22 @@ pub(super) enum Source {
     Edk2,
     Geopm,
     Extra,
+    FreeBsd,
+    Illumos,
+    OpenVmm,
+    Xen,
+    RustX86,
+}
+
+impl Source {
+    /// The code bases, in the order of [`code_bases::ALL`].
+    const CODE: [Self; 5] = [
+        Self::FreeBsd,
+        Self::Illumos,
+        Self::OpenVmm,
+        Self::Xen,
+        Self::RustX86,
+    ];
 }
 
 /// The rank of a name among the names of a register. The name with the smallest rank is the best main name.
@@ -43,6 +61,8 @@ pub(super) enum Rank {
     /// A name of EDK2 with its processor family; the number is the family's place in the list of EDK2's
     /// families.
     Family(usize),
+    /// A constant of another code base.
+    Code,
     /// A name that is always an alias.
     Alias,
 }
@@ -105,6 +125,9 @@ pub(super) fn read_all(data: &Path) -> anyhow::Result<Vec<Mention>> {
         mentions.extend(geopm::read(&text(&path)?)?);
     }
     mentions.extend(extra::read(&text(&data.join("extra.tsv"))?)?);
+    for (base, source) in code_bases::ALL.iter().zip(Source::CODE) {
+        mentions.extend(names::code(&text(&base.list(data))?, source)?);
+    }
     Ok(mentions)
 }
 
