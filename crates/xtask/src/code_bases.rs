@@ -78,8 +78,8 @@ pub(crate) fn take(from: &Path, data: &Path) -> anyhow::Result<()> {
         let mut names = BTreeSet::new();
         for file in files {
             let path = file?.path();
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("reading {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
             let found = text.lines().filter_map(|line| constant(line, base));
             names.extend(found.map(|(index, name)| (index, name.to_owned())));
         }
@@ -144,18 +144,34 @@ mod tests {
             panic!("five code bases")
         };
         for (base, line, wanted) in [
-            (freebsd, "#define\tMSR_TSC\t\t0x010", Some((0x10, "MSR_TSC"))),
+            (
+                freebsd,
+                "#define\tMSR_TSC\t\t0x010",
+                Some((0x10, "MSR_TSC")),
+            ),
             (
                 freebsd,
                 "#define\tMSR_AMD_CPUID07\t0xc0011002\t/* CPUID 07 */",
                 Some((0xc001_1002, "MSR_AMD_CPUID07")),
             ),
-            (freebsd, "#define\tMSR_MC_CTL(x)\t(MSR_MC0_CTL + (x) * 4)", None),
+            (
+                freebsd,
+                "#define\tMSR_MC_CTL(x)\t(MSR_MC0_CTL + (x) * 4)",
+                None,
+            ),
             (freebsd, "#define\tEFER_SCE 0x1", None),
-            (xen, "#define MSR_P5_MC_ADDR   0", Some((0, "MSR_P5_MC_ADDR"))),
+            (
+                xen,
+                "#define MSR_P5_MC_ADDR   0",
+                Some((0, "MSR_P5_MC_ADDR")),
+            ),
             (xen, "#define  MSR_CTC_THREAD_MASK   0x0000ffff", None),
             (xen, "#define MSR_IA32_MCx_CTL(x) 0x400", None),
-            (xen, "#define MSR_IA32_CR_PAT_RESET 0x0007040600070406ULL", None),
+            (
+                xen,
+                "#define MSR_IA32_CR_PAT_RESET 0x0007040600070406ULL",
+                None,
+            ),
             (xen, "#define MSR_X 0x10 + 1", None),
             (
                 rust,

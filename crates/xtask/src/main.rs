@@ -16,7 +16,8 @@ mod schema;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- registers|schema|evidence [--check], or names FOLDER";
+const USAGE: &str =
+    "usage: cargo run -p xtask -- registers|schema|evidence [--check], or names FOLDER";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

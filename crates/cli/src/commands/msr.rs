@@ -197,7 +197,7 @@ fn print_nameless(
     }
     writeln!(
         out,
-        "           {dim}{} longer indices begin with these digits:{dim:#}",
+        "           {dim}longer indices with these first digits, {}:{dim:#}",
         beginning.len()
     )?;
     for register in beginning {
@@ -330,4 +330,54 @@ fn print_decoded(out: &mut dyn Write, register: &Register, value: u64) -> Result
         )?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cli::FormatArg;
+
+    fn said(words: &[&str], format: Format) -> (Answer, String) {
+        let args = MsrArgs {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            decode: None,
+            format: FormatArg { format },
+        };
+        let mut out = Vec::new();
+        let answer = run(&args, &mut out).expect("written");
+        (answer, String::from_utf8(out).expect("text"))
+    }
+
+    /// The seventh register of each of AMD's scalable machine-check banks is in the group without a name.
+    #[test]
+    fn msr_of_group_lists_every_index_of_every_group() {
+        for group in registers::groups() {
+            let count = asked(&Found::Group(group)).len();
+            let (answer, text) = said(&[group.name], Format::Text);
+            assert!(matches!(answer, Answer::Yes));
+            let lines = text.lines().filter(|line| line.starts_with("0x"));
+            assert_eq!(lines.count(), count, "{}", group.name);
+            let (_, text) = said(&[group.name], Format::Json);
+            let report: Value = serde_json::from_str(&text).expect("JSON");
+            let length = |name: &str| report[name].as_array().map_or(0, Vec::len);
+            assert_eq!(length("registers") + length("nameless"), count);
+        }
+        let (_, text) = said(&["@mce"], Format::Text);
+        assert_eq!(text.matches(" has no name").count(), 64);
+    }
+
+    #[test]
+    fn msr_of_several_words_succeeds_only_if_each_finds_something() {
+        for (words, is_found) in [
+            (&["KGSBASE", "SF_MASK"][..], true),
+            (&["KGSBASE", "no-such-word"], false),
+            (&["0x8b", "0x150"], false),
+            (&["@pat", "@nothing"], false),
+        ] {
+            let (answer, _) = said(words, Format::Text);
+            assert_eq!(matches!(answer, Answer::Yes), is_found, "{words:?}");
+        }
+    }
 }

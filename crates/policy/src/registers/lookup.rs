@@ -9,9 +9,9 @@ use std::cmp::Ordering;
 use msrgate_filter::MsrIndex;
 use msrgate_program::MsrRange;
 
+use super::Register;
 use super::names::BY_NAME;
 use super::table::TABLE;
-use super::Register;
 
 pub use query::{Found, search};
 
@@ -65,7 +65,10 @@ pub fn by_name(name: &str) -> Named {
     match registers[..] {
         [] => Named::None(suggest::close_to(name)),
         [register] => Named::One(register),
-        _ => match registers.iter().find(|register| register.name.eq_ignore_ascii_case(name)) {
+        _ => match registers
+            .iter()
+            .find(|register| register.name.eq_ignore_ascii_case(name))
+        {
             Some(register) => Named::One(register),
             None => Named::Several(registers),
         },

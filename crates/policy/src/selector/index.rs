@@ -93,7 +93,10 @@ fn readings(plain: &str) -> Vec<u32> {
         _ => plain.strip_suffix('h').unwrap_or(plain),
     };
     let is_index = digits.contains(|digit: char| digit.is_ascii_digit());
-    hexadecimal(digits).filter(|_| is_index).into_iter().collect()
+    hexadecimal(digits)
+        .filter(|_| is_index)
+        .into_iter()
+        .collect()
 }
 
 fn hexadecimal(digits: &str) -> Option<u32> {
@@ -142,7 +145,10 @@ mod tests {
             ("-1", &[]),
             ("+8", &[]),
         ] {
-            let found: Vec<u32> = index_readings(text).into_iter().map(MsrIndex::get).collect();
+            let found: Vec<u32> = index_readings(text)
+                .into_iter()
+                .map(MsrIndex::get)
+                .collect();
             assert_eq!(found, wanted, "{text}");
         }
     }

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use super::merge::{Row, key};
+use crate::code_bases;
 
 /// The line width of [`names`].
 const WIDTH: usize = 100;
@@ -17,7 +18,13 @@ fn head(what: &str) -> String {
 
 /// Returns the text of `table.rs`: one row per register.
 pub(super) fn table(rows: &[Row]) -> String {
-    let mut out = head("Every register, by index.");
+    let mut what = String::from(
+        "Every register, by index.\n//!\n//! The names are from the lists in `data/README.md`, and from these, of which only names and numbers are taken:",
+    );
+    for base in &code_bases::ALL {
+        let _ = write!(what, "\n//! {} ({});", base.origin, base.licence);
+    }
+    let mut out = head(&what);
     out.push_str("use super::{Register, Sources, Vendor};\n");
     out.push_str("use msrgate_filter::MsrIndex;\n\n");
     let _ = writeln!(

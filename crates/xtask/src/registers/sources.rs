@@ -30,7 +30,7 @@ pub(super) enum Source {
 
 impl Source {
     /// The code bases, in the order of [`code_bases::ALL`].
-    const CODE: [Self; 5] = [
+    pub(super) const CODE: [Self; 5] = [
         Self::FreeBsd,
         Self::Illumos,
         Self::OpenVmm,

@@ -51,7 +51,9 @@ const RULES: [Rule; 8] = [
     },
     Rule {
         source: Source::Xen,
-        matches: |name| name.ends_with("_MASK") && name.contains("_CMT_") || name.ends_with("_FORMAT"),
+        matches: |name| {
+            name.ends_with("_MASK") && name.contains("_CMT_") || name.ends_with("_FORMAT")
+        },
         why: "a mask: MSR_IA32_PERF_CAP_LBR_FORMAT is 0x3f",
     },
 ];

@@ -40,7 +40,9 @@ pub(super) fn alike(name: &str) -> Vec<&'static Register> {
         return Vec::new();
     }
     let start = STEMS.partition_point(|(stem, _)| *stem < wanted);
-    let same = STEMS[start..].iter().take_while(|(stem, _)| *stem == wanted);
+    let same = STEMS[start..]
+        .iter()
+        .take_while(|(stem, _)| *stem == wanted);
     same.map(|(_, row)| &TABLE[usize::from(*row)]).collect()
 }
 

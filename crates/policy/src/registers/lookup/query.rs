@@ -39,7 +39,11 @@ impl Found {
     pub fn registers(&self) -> Vec<&'static Register> {
         match self {
             Self::Group(group) => group.registers().collect(),
-            Self::Indices(indices) => indices.iter().copied().filter_map(super::by_index).collect(),
+            Self::Indices(indices) => indices
+                .iter()
+                .copied()
+                .filter_map(super::by_index)
+                .collect(),
             Self::Registers { registers, .. } | Self::Alike(registers) => registers.clone(),
             Self::Nothing(_) => Vec::new(),
         }
@@ -109,7 +113,9 @@ fn with_words(query: &str) -> Vec<&'static Register> {
     if words.is_empty() {
         return Vec::new();
     }
-    let fits = all().iter().filter_map(|register| Some((fit(register, &words)?, register)));
+    let fits = all()
+        .iter()
+        .filter_map(|register| Some((fit(register, &words)?, register)));
     let mut found: Vec<(Fit, &Register)> = fits.collect();
     found.sort_by_key(|(fit, register)| (*fit, register.index));
     found.into_iter().map(|(_, register)| register).collect()
