@@ -84,7 +84,7 @@ impl Meanings {
     ///
     /// # Errors
     ///
-    /// Returns an error if one list for all processors gives a name to two registers.
+    /// Returns an error if the SDM or Linux gives a name to two registers. The manuals of two vendors may.
     fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
         let mut all: BTreeMap<String, BTreeMap<Authority, BTreeSet<u32>>> = BTreeMap::new();
         let mut by_text: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
@@ -105,7 +105,7 @@ impl Meanings {
         let mut by_key = BTreeMap::new();
         for (name, by_authority) in all {
             for (authority, meant) in &by_authority {
-                let clear = !authority.is_for_all() || meant.len() == 1;
+                let clear = *authority > Authority::Linux || meant.len() == 1;
                 ensure!(clear, "{name} is {meant:#x?}, says one authority");
             }
             let for_all = by_authority.keys().any(|authority| authority.is_for_all());
