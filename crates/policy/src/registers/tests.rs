@@ -222,7 +222,7 @@ fn by_name_suggests_names_for_misspelt_one() {
         ("IA32_LSTR", "IA32_LSTAR"),
         ("IA32_TSC_DEADLIN", "IA32_TSC_DEADLINE"),
         ("IA32_SYSENTER_PIE", "IA32_SYSENTER_EIP"),
-        ("TSC_DEADLINE", "IA32_TSC_DEADLINE"),
+        ("FRED_CONFIG", "IA32_FRED_CONFIG"),
         ("MSR_KVM_SYSTM_TIME_NEW", "MSR_KVM_SYSTEM_TIME_NEW"),
         ("hv_x64_msr_hypercal", "HV_X64_MSR_HYPERCALL"),
     ] {

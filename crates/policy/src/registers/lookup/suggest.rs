@@ -8,7 +8,6 @@
 use std::sync::LazyLock;
 
 use super::super::names::BY_NAME;
-use super::super::table::TABLE;
 use super::alike::alike;
 use super::{key, name_at};
 
@@ -54,18 +53,20 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     keys.map(Shape::of).collect()
 });
 
-/// Returns names close to `name`: first those of registers that other code bases decorate like
-/// this, then by edit distance, closest first, one for each register.
+/// Returns names close to `name`: those of registers that other code bases decorate like this, or
+/// else by edit distance, closest first, one for each register.
 pub(super) fn close_to(name: &str) -> Vec<&'static str> {
     let alike = alike(name).into_iter().take(SUGGESTIONS);
     let mut found: Vec<_> = alike.map(|register| register.name).collect();
+    if !found.is_empty() {
+        return found;
+    }
     let mut rows: Vec<u16> = Vec::new();
     for (row, nth) in closest(key(name)) {
         if found.len() == SUGGESTIONS {
             break;
         }
-        let own = TABLE[usize::from(row)].name;
-        if !rows.contains(&row) && !found.contains(&own) {
+        if !rows.contains(&row) {
             rows.push(row);
             found.push(name_at((row, nth)));
         }
