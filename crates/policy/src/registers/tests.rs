@@ -186,6 +186,7 @@ fn by_name_returns_all_registers_of_shared_name() {
         // of old processors and FreeBSD.
         ("MSR_PERFCTR0", &[0xc1, 0xc001_0004]),
         ("PerfCtr1", &[0xc2, 0xc001_0005]),
+        ("PerfEvtSel0", &[0x186, 0xc001_0000]),
         ("MSR_IA32_PMC0", &[0xc1, 0x4c1]),
         ("MSR_MC4_CTL", &[0x40c, 0x410]),
     ] {

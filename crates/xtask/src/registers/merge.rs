@@ -284,11 +284,11 @@ mod tests {
     }
 
     #[test]
-    fn merge_gives_name_of_two_registers_to_register_of_best_authority() {
+    fn merge_gives_name_to_every_register_that_lists_for_all_processors_call_so() {
         let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
         by_hand.source = Source::Extra;
         let rows = merge(&[
-            mention(1, &[("IA32_A", Rank::Architectural)]),
+            mention(1, &[("IA32_A", Rank::Sdm)]),
             mention(2, &[("MSR_IA32_A", Rank::Linux), ("MSR_C", Rank::Linux)]),
             mention(
                 3,
@@ -307,7 +307,7 @@ mod tests {
             named,
             [
                 ("IA32_A", &[][..]),
-                ("MSR_C", &[]),
+                ("MSR_C", &["MSR_IA32_A".to_owned()]),
                 ("MSR_ATOM_B", &["MSR_ATOM_C".to_owned()]),
                 ("D", &["B".to_owned()]),
             ]
