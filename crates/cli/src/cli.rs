@@ -335,7 +335,7 @@ pub(crate) struct FmtArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct MsrArgs {
-    /// A name, part of a name, an index, or a word
+    /// A name, part of a name, an index, a group, or words of a description
     #[arg(required = true, value_name = "WORD")]
     pub(crate) words: Vec<String>,
     /// Decode this value, such as 0x850089, by the fields of the registers

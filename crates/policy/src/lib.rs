@@ -64,6 +64,6 @@ pub use remedy::Remedy;
 pub use resolve::{ResolvedPolicy, parse};
 #[cfg(feature = "schema")]
 pub use schema::schema;
-pub use selector::{SelectorError, parse_msrs};
+pub use selector::{SelectorError, index_readings, parse_msrs};
 pub use source::{Place, Source};
 pub use test_points::test_points;

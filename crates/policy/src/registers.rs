@@ -17,7 +17,7 @@
 //!
 //! let Named::None(meant) = by_name("IA32_EFFER") else { panic!() };
 //! assert_eq!(meant[0], "IA32_EFER");
-//! assert_eq!(search("sysenter").len(), 3);
+//! assert_eq!(search("sysenter").registers().len(), 3);
 //! ```
 //!
 //! Two more tables are written by hand, each row with its reason: the accesses that may be forwarded
@@ -62,7 +62,7 @@ pub use decoded::Decoded;
 pub use features::{Feature, features, is_offered};
 pub use field::Field;
 pub use groups::{Group, group, groups};
-pub use lookup::{Named, by_index, by_name, search, titled, titled_range};
+pub use lookup::{Found, Named, by_index, by_name, search, titled, titled_range};
 pub(crate) use reach::exempt;
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
 
@@ -155,16 +155,31 @@ pub enum Source {
     Geopm = 3,
     /// Public manuals; the rows are written by hand.
     Manuals = 4,
+    /// The constants of FreeBSD.
+    FreeBsd = 5,
+    /// The constants of illumos.
+    Illumos = 6,
+    /// The constants of OpenVMM.
+    OpenVmm = 7,
+    /// The constants of Xen.
+    Xen = 8,
+    /// The constants of the crate `x86`, from an old SDM.
+    RustX86 = 9,
 }
 
 impl Source {
     /// Every list.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 10] = [
         Self::Ia32Doc,
         Self::Linux,
         Self::Edk2,
         Self::Geopm,
         Self::Manuals,
+        Self::FreeBsd,
+        Self::Illumos,
+        Self::OpenVmm,
+        Self::Xen,
+        Self::RustX86,
     ];
 }
 
@@ -176,19 +191,24 @@ impl fmt::Display for Source {
             Self::Edk2 => "EDK2",
             Self::Geopm => "geopm",
             Self::Manuals => "manuals",
+            Self::FreeBsd => "FreeBSD",
+            Self::Illumos => "illumos",
+            Self::OpenVmm => "OpenVMM",
+            Self::Xen => "Xen",
+            Self::RustX86 => "rust-x86",
         })
     }
 }
 
 /// The lists that name a register: at least one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Sources(u8);
+pub struct Sources(u16);
 
 impl Sources {
     /// Returns true if `source` names the register.
     #[must_use]
     pub const fn contain(self, source: Source) -> bool {
-        self.0 & 1 << source as u8 != 0
+        self.0 & 1 << source as u16 != 0
     }
 
     /// Returns each list that names the register.

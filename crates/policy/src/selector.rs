@@ -1,5 +1,7 @@
 //! Selectors, by which people name MSRs: a name, an index, a range, or a group.
 
+mod index;
+
 use std::fmt;
 
 use msrgate_filter::MsrIndex;
@@ -9,6 +11,9 @@ use crate::layout;
 use crate::nearest::one_of;
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
+
+pub use index::index_readings;
+use index::parse_index;
 
 /// The reason for which a text does not name MSRs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +32,7 @@ pub enum SelectorError {
     AmbiguousName {
         /// The name.
         name: String,
-        /// The meanings of the name, such as `0x1d9 (Intel)`.
+        /// The meanings of the name, such as `0xc1 IA32_PMC0`.
         candidates: Vec<String>,
     },
     /// A name contains `*` or `?`, which are not wildcards here.
@@ -189,6 +194,9 @@ pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
     if let Some((first, last)) = text.split_once("..=") {
         return range(text, first.trim(), last.trim());
     }
+    if let Some((_, name)) = text.rsplit_once("::") {
+        return Err(of_manual(text, name));
+    }
     if let Some((first, last)) = joined_otherwise(text) {
         return Err(SelectorError::OpenRange {
             text: quoted(text),
@@ -232,6 +240,19 @@ fn range(text: &str, first: &str, last: &str) -> Result<MsrSet, SelectorError> {
             text: quoted(text),
             instead: quoted(&format!("{last}..={first}")),
         }),
+    }
+}
+
+/// Returns the error about a name as AMD's manuals have it, `Core::X86::Msr::HWCR`.
+fn of_manual(text: &str, name: &str) -> SelectorError {
+    let near = match registers::by_name(name) {
+        Named::One(register) => vec![register.name],
+        Named::Several(registers) => registers.iter().map(|register| register.name).collect(),
+        Named::None(near) => near,
+    };
+    SelectorError::UnknownName {
+        name: quoted(text),
+        near,
     }
 }
 
@@ -309,74 +330,14 @@ fn group(name: &str) -> Result<MsrSet, SelectorError> {
     MsrSet::new(ranges).ok_or_else(|| SelectorError::UnknownGroup(quoted(name)))
 }
 
-/// The reason for which digits alone are not an index.
-const WHY: &str = "an index is hexadecimal and begins with `0x`";
-
-fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
-    let bad = |why, instead: Vec<u32>| {
-        Err(SelectorError::BadIndex {
-            text: quoted(text),
-            why,
-            instead: instead.iter().map(|index| format!("{index:#x}")).collect(),
-        })
-    };
-    let plain = text.replace('_', "").to_ascii_lowercase();
-    let hexadecimal = |digits: &str| u32::from_str_radix(digits, 16).ok();
-    if let Some(digits) = plain.strip_prefix("0x") {
-        return match hexadecimal(digits) {
-            Some(index) if is_hexadecimal(digits) => Ok(MsrIndex::new(index)),
-            _ if digits.is_empty() => bad("no digit follows `0x`", Vec::new()),
-            _ if is_hexadecimal(digits) => bad("an index has at most 32 bits", Vec::new()),
-            _ => bad("not all of its digits are hexadecimal", Vec::new()),
-        };
-    }
-    for (prefix, radix, why) in [
-        ("0b", 2, "an index is hexadecimal, not binary"),
-        ("0o", 8, "an index is hexadecimal, not octal"),
-    ] {
-        let digits = plain.strip_prefix(prefix);
-        if let Some(Ok(index)) = digits.map(|digits| u32::from_str_radix(digits, radix)) {
-            return bad(why, vec![index]);
-        }
-    }
-    if is_decimal(&plain) {
-        let decimal = plain.parse().ok();
-        let instead: Vec<_> = decimal.into_iter().chain(hexadecimal(&plain)).collect();
-        return match instead[..] {
-            [] => bad("an index has at most 32 bits", Vec::new()),
-            // Small numbers have the same digits in both bases.
-            [decimal, hexadecimal] if decimal == hexadecimal => bad(WHY, vec![decimal]),
-            _ => bad(WHY, instead),
-        };
-    }
-    let error = match named(text) {
-        Err(error @ SelectorError::UnknownName { .. }) => error,
-        other => return other,
-    };
-    let digits = plain.strip_suffix('h').unwrap_or(&plain);
-    match hexadecimal(digits) {
-        Some(index) if is_hexadecimal(digits) && digits.contains(|c: char| c.is_ascii_digit()) => {
-            bad(WHY, vec![index])
-        }
-        _ => Err(error),
-    }
-}
-
-fn is_hexadecimal(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn is_decimal(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
 fn named(name: &str) -> Result<MsrIndex, SelectorError> {
     let found = registers::by_name(name);
     let name = quoted(name);
     match found {
         Named::One(register) => Ok(register.index),
         Named::Several(registers) => {
-            let candidates = registers.into_iter().map(candidate).collect();
+            let titled = |register: &Register| registers::titled(register.index);
+            let candidates = registers.into_iter().map(titled).collect();
             Err(SelectorError::AmbiguousName { name, candidates })
         }
         Named::None(near) if near.is_empty() => {
@@ -386,10 +347,6 @@ fn named(name: &str) -> Result<MsrIndex, SelectorError> {
         }
         Named::None(near) => Err(SelectorError::UnknownName { name, near }),
     }
-}
-
-fn candidate(register: &Register) -> String {
-    format!("{} ({})", register.index, register.vendor)
 }
 
 #[cfg(test)]
@@ -424,6 +381,8 @@ mod tests {
             "0o17",
             "8b",
             "10h",
+            "MSRC001_0015",
+            "0x1b1UL",
             "10..=20",
             "10-20",
             "0x20..0x10",
@@ -476,6 +435,13 @@ mod tests {
             "0o17",
             "8b",
             "C0000080h",
+            "MSRC001_0015",
+            "MSR_PERFCTR0",
+            "MSR_IA32_PMC0",
+            "X86X_MSR_FRED_CONFIG",
+            "MSR_K8_LSTAR",
+            "Core::X86::Msr::HWCR",
+            "Core::X86::Msr::NOTHING_LIKE_IT",
             "0x200-0x20f",
             "0x200 - 0x20f",
             "IA32_SYSENTER_CS to IA32_SYSENTER_EIP",

@@ -4,9 +4,11 @@
 //! `crates/policy/data`. `cargo run -p xtask -- schema` regenerates the JSON schema of the policy language
 //! in `docs`. `cargo run -p xtask -- evidence` regenerates the page `docs/evidence.md`, which names the
 //! tests of each statement, from `docs/evidence.toml`. With `--check` each of these commands only
-//! compares, and fails if a committed file is out of date.
+//! compares, and fails if a committed file is out of date. `cargo run -p xtask -- names FOLDER` takes the
+//! names of registers from the code of other projects.
 #![forbid(unsafe_code)]
 
+mod code_bases;
 mod evidence;
 mod generated;
 mod registers;
@@ -15,7 +17,8 @@ mod schema;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- registers|schema|evidence [--check]";
+const USAGE: &str =
+    "usage: cargo run -p xtask -- registers|schema|evidence [--check], or names FOLDER";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -35,6 +38,7 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
     match words {
         ["registers"] => registers::regenerate(&policy),
         ["registers", "--check"] => registers::check(&policy),
+        ["names", from] => code_bases::take(Path::new(from), &policy.join("data")),
         ["schema"] => schema::regenerate(&docs),
         ["schema", "--check"] => schema::check(&docs),
         ["evidence"] => evidence::regenerate(&docs),

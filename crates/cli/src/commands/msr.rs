@@ -1,18 +1,35 @@
 //! `msrgate msr`: looks up registers and decodes their values.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
-use msrgate_policy::registers::{self, Field, Register};
+use msrgate_filter::MsrIndex;
+use msrgate_policy::one_line;
+use msrgate_policy::registers::{self, Field, Found, Register};
 use serde::Serialize;
 
 use crate::cli::{Format, MsrArgs};
 use crate::failure::{Answer, Failure};
 use crate::output::{self, SCHEMA};
 
-#[derive(Serialize)]
-struct Found {
+/// The report about all words.
+#[derive(Default, Serialize)]
+struct Report {
     schema: u32,
     registers: Vec<Listed>,
+    /// The indices that were asked for, or that a group holds, and that have no name.
+    nameless: Vec<String>,
+    /// The names that no register has, although a register has the same name in another code base's style.
+    alike: Vec<NearWord>,
+    /// The words that found nothing.
+    not_found: Vec<NearWord>,
+}
+
+/// A word that is no name, with names that may have been meant.
+#[derive(Serialize)]
+struct NearWord {
+    word: String,
+    near: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -47,40 +64,180 @@ struct DecodedField {
 }
 
 pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let mut found: Vec<_> = args
+    let answers: Vec<(&str, Found)> = args
         .words
         .iter()
-        .flat_map(|word| registers::search(word))
+        .map(|word| (word.as_str(), registers::search(word)))
         .collect();
-    found.sort_by_key(|register| register.index);
-    found.dedup_by_key(|register| register.index);
     match args.format.format {
-        Format::Json => output::json(
-            out,
-            &Found {
-                schema: SCHEMA,
-                registers: found
-                    .iter()
-                    .map(|register| listed(register, args.decode))
-                    .collect(),
-            },
-        )?,
-        Format::Text => {
-            for register in &found {
-                print(out, register)?;
-                if let Some(value) = args.decode {
-                    print_decoded(out, register, value)?;
-                }
+        Format::Json => output::json(out, &report(&answers, args.decode))?,
+        Format::Text => print_all(out, &answers, args.decode)?,
+    }
+    for (word, found) in &answers {
+        if let Some(said) = remark(word, found) {
+            output::say(&said);
+        }
+    }
+    let all_found = answers.iter().all(|(_, found)| match found {
+        Found::Group(_) => true,
+        other => !other.registers().is_empty(),
+    });
+    Ok(if all_found { Answer::Yes } else { Answer::No })
+}
+
+/// Returns what a person should know beside the registers, such as that a word found nothing.
+fn remark(word: &str, found: &Found) -> Option<String> {
+    let word = one_line(word);
+    let names = |registers: &[&Register]| {
+        let names: Vec<_> = registers.iter().map(|register| register.name).collect();
+        names.join(" or ")
+    };
+    match found {
+        Found::Nothing(near) if near.is_empty() => Some(format!(
+            "`{word}` finds nothing; write a name, a part of a name, an index such as 0x8b, a group such as @mtrr, or words of the description\n"
+        )),
+        Found::Nothing(near) => Some(format!(
+            "`{word}` finds nothing; did you mean {}?\n",
+            near.join(" or ")
+        )),
+        Found::Alike(registers) => Some(format!(
+            "no register is called `{word}`; did you mean {}?\n",
+            names(registers)
+        )),
+        Found::Registers { registers, exact } if *exact > 1 => Some(format!(
+            "`{word}` is the name of {exact} registers: {}; a policy needs the index, or these names\n",
+            names(&registers[..*exact])
+        )),
+        Found::Indices(indices) if indices.len() > 1 => {
+            let [decimal, hexadecimal] = indices[..] else {
+                return None;
+            };
+            Some(format!(
+                "`{word}` is {decimal} if it is decimal, and {hexadecimal} if it is hexadecimal\n"
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn print_all(
+    out: &mut dyn Write,
+    answers: &[(&str, Found)],
+    value: Option<u64>,
+) -> Result<(), Failure> {
+    let mut shown = BTreeSet::new();
+    for (word, found) in answers {
+        let asked = asked(found);
+        let registers = found.registers();
+        let indices = registers.iter().map(|register| register.index);
+        let all: Vec<_> = if asked.is_empty() {
+            indices.collect()
+        } else {
+            asked
+        };
+        for index in all {
+            if !shown.insert(index) {
+                continue;
+            }
+            let Some(register) = registers::by_index(index) else {
+                print_nameless(out, word, found, index)?;
+                continue;
+            };
+            print(out, register)?;
+            if let Some(value) = value {
+                print_decoded(out, register, value)?;
             }
         }
     }
-    if found.is_empty() {
-        output::say(
-            &"no known register matches; write a name, a part of a name, an index such as 0x8b, or a word of the description\n",
-        );
-        return Ok(Answer::No);
+    Ok(())
+}
+
+/// Returns the indices that a word asks for, whether they have names or not. The list is empty for words
+/// that are not indices.
+fn asked(found: &Found) -> Vec<MsrIndex> {
+    match found {
+        Found::Indices(indices) => indices.clone(),
+        Found::Group(group) => {
+            let ranges = group.ranges();
+            let numbers = ranges.flat_map(|range| range.start().get()..=range.end().get());
+            numbers.map(MsrIndex::new).collect()
+        }
+        _ => Vec::new(),
     }
-    Ok(Answer::Yes)
+}
+
+/// Prints an index that has no name, and the registers around it. Of an index in a group, the line alone is
+/// enough.
+fn print_nameless(
+    out: &mut dyn Write,
+    word: &str,
+    found: &Found,
+    index: MsrIndex,
+) -> Result<(), Failure> {
+    let dim = anstyle::Style::new().dimmed();
+    writeln!(
+        out,
+        "{:<10} has no name: no list that msrgate knows names this index",
+        index.to_string()
+    )?;
+    if !matches!(found, Found::Indices(_)) {
+        return Ok(());
+    }
+    let after = registers::all().partition_point(|register| register.index < index);
+    let around = registers::all()[after.saturating_sub(1)..].iter().take(2);
+    let around: Vec<_> = around
+        .map(|register| registers::titled(register.index))
+        .collect();
+    writeln!(out, "           {dim}next to {}{dim:#}", around.join(", "))?;
+    let digits = word.trim().to_ascii_lowercase();
+    let begins = |register: &&Register| register.index.to_string().starts_with(&digits);
+    let beginning: Vec<_> = registers::all().iter().filter(begins).collect();
+    if !digits.starts_with("0x") || beginning.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "           {dim}longer indices with these first digits, {}:{dim:#}",
+        beginning.len()
+    )?;
+    for register in beginning {
+        let titled = registers::titled(register.index);
+        writeln!(out, "             {dim}{titled}{dim:#}")?;
+    }
+    Ok(())
+}
+
+fn report(answers: &[(&str, Found)], value: Option<u64>) -> Report {
+    let mut report = Report {
+        schema: SCHEMA,
+        ..Report::default()
+    };
+    let mut shown = BTreeSet::new();
+    for (word, found) in answers {
+        for register in found.registers() {
+            if shown.insert(register.index) {
+                report.registers.push(listed(register, value));
+            }
+        }
+        for index in asked(found) {
+            if registers::by_index(index).is_none() && shown.insert(index) {
+                report.nameless.push(index.to_string());
+            }
+        }
+        let word = (*word).to_owned();
+        match found {
+            Found::Nothing(near) => report.not_found.push(NearWord {
+                word,
+                near: near.clone(),
+            }),
+            Found::Alike(registers) => report.alike.push(NearWord {
+                word,
+                near: registers.iter().map(|register| register.name).collect(),
+            }),
+            _ => {}
+        }
+    }
+    report
 }
 
 fn listed(register: &Register, value: Option<u64>) -> Listed {
@@ -173,4 +330,54 @@ fn print_decoded(out: &mut dyn Write, register: &Register, value: u64) -> Result
         )?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::cli::FormatArg;
+
+    fn said(words: &[&str], format: Format) -> (Answer, String) {
+        let args = MsrArgs {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            decode: None,
+            format: FormatArg { format },
+        };
+        let mut out = Vec::new();
+        let answer = run(&args, &mut out).expect("written");
+        (answer, String::from_utf8(out).expect("text"))
+    }
+
+    /// The seventh register of each of AMD's scalable machine-check banks is in the group without a name.
+    #[test]
+    fn msr_of_group_lists_every_index_of_every_group() {
+        for group in registers::groups() {
+            let count = asked(&Found::Group(group)).len();
+            let (answer, text) = said(&[group.name], Format::Text);
+            assert!(matches!(answer, Answer::Yes));
+            let lines = text.lines().filter(|line| line.starts_with("0x"));
+            assert_eq!(lines.count(), count, "{}", group.name);
+            let (_, text) = said(&[group.name], Format::Json);
+            let report: Value = serde_json::from_str(&text).expect("JSON");
+            let length = |name: &str| report[name].as_array().map_or(0, Vec::len);
+            assert_eq!(length("registers") + length("nameless"), count);
+        }
+        let (_, text) = said(&["@mce"], Format::Text);
+        assert_eq!(text.matches(" has no name").count(), 64);
+    }
+
+    #[test]
+    fn msr_of_several_words_succeeds_only_if_each_finds_something() {
+        for (words, is_found) in [
+            (&["KGSBASE", "SF_MASK"][..], true),
+            (&["KGSBASE", "no-such-word"], false),
+            (&["0x8b", "0x150"], false),
+            (&["@pat", "@nothing"], false),
+        ] {
+            let (answer, _) = said(words, Format::Text);
+            assert_eq!(matches!(answer, Answer::Yes), is_found, "{words:?}");
+        }
+    }
 }

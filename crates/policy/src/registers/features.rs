@@ -2,7 +2,10 @@
 //!
 //! The table is written by hand: Intel's rows from SDM volume 4, table 2-2, and the chapters it
 //! refers to; AMD's from APM volume 3, appendix E, and volume 2; KVM's from the kernel's
-//! documentation of its CPUID leaves. The table has the accesses that software makes after it sees
+//! documentation of its CPUID leaves. Rows 7/EDX 26 to 31 also follow Intel's documents on
+//! speculative execution. On 2026-11-30, the rows for PDCM, MPX, `INTEL_PT`, DS, `CET_SS`, XSAVES and XFD were
+//! compared with public C constants made from the text of table 2-2, which have each register's
+//! condition; they agree, and no other condition of that list contradicts a row. The table has the accesses that software makes after it sees
 //! the bit: software that sees SYSCALL writes `IA32_STAR`, and does not need to read it. The table
 //! leaves out registers whose number varies (performance monitoring, machine-check banks, branch
 //! records), and features that are instructions alone (RDTSC).
@@ -150,7 +153,8 @@ const MTRR_READS: &[RangeInclusive<u32>] = &[
 ];
 
 static FEATURES: [Feature; 44] = [
-    reads(LEAF_1_ECX, (5, "VMX"), SDM, &[one(0x3a), 0x480..=0x48b]),
+    // PROCBASED_CTLS2, 0x48b, needs bit 63 of PROCBASED_CTLS, too.
+    reads(LEAF_1_ECX, (5, "VMX"), SDM, &[one(0x3a), 0x480..=0x48a]),
     reads(LEAF_1_ECX, (15, "PDCM"), SDM, &[one(0x345)]),
     writes(LEAF_1_ECX, (24, "TSC_DEADLINE"), SDM, &[one(0x6e0)]),
     both(LEAF_1_EDX, (9, "APIC"), SDM, &[one(0x1b)]),
@@ -286,5 +290,6 @@ mod tests {
         assert_eq!(of("ARCH_CAPABILITIES", Access::Write), [0; 0]);
         assert_eq!(of("SEP", Access::Write), [0x174, 0x175, 0x176]);
         assert_eq!(of("MTRR", Access::Read)[0], 0xfe);
+        assert_eq!(of("VMX", Access::Read).last(), Some(&0x48a));
     }
 }

@@ -1,5 +1,7 @@
 //! Looks up registers by the names and words that people write.
 
+mod alike;
+mod query;
 mod suggest;
 
 use std::cmp::Ordering;
@@ -7,18 +9,20 @@ use std::cmp::Ordering;
 use msrgate_filter::MsrIndex;
 use msrgate_program::MsrRange;
 
+use super::Register;
 use super::names::BY_NAME;
 use super::table::TABLE;
-use super::{Register, group};
+
+pub use query::{Found, search};
 
 /// The registers that a name means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
     /// One register.
     One(&'static Register),
-    /// Registers of different processor families that share the name, sorted by index: at least
-    /// two. No list of higher rank, such as the SDM's list of architectural MSRs, has the name.
-    /// Each register also has a name of its own.
+    /// Registers that share the name, sorted by index: at least two. Processor families, or code
+    /// bases such as Linux and FreeBSD, use the name for different MSRs. Each register also has a
+    /// name of its own.
     Several(Vec<&'static Register>),
     /// No register. The list has similar names, closest first, and may be empty.
     None(Vec<&'static str>),
@@ -52,92 +56,23 @@ pub fn titled_range(msrs: MsrRange) -> String {
 }
 
 /// Returns the registers that `name` means. Case does not matter, and the prefix `MSR_` is
-/// optional: `MSR_EFER`, `efer`. Nothing else is trimmed, and an index is not a name.
+/// optional: `MSR_EFER`, `efer`. Nothing else is trimmed, and an index is not a name. The name that
+/// a register has in messages is that register's alone, even if code bases put `MSR_` before it for
+/// another: `IA32_PMC0` is 0xc1, and `MSR_IA32_PMC0` may be 0x4c1.
 #[must_use]
 pub fn by_name(name: &str) -> Named {
     let registers = exact(key(name));
     match registers[..] {
-        [] => Named::None(suggest::close_to(key(name))),
+        [] => Named::None(suggest::close_to(name)),
         [register] => Named::One(register),
-        _ => Named::Several(registers),
+        _ => match registers
+            .iter()
+            .find(|register| register.name.eq_ignore_ascii_case(name))
+        {
+            Some(register) => Named::One(register),
+            None => Named::Several(registers),
+        },
     }
-}
-
-/// Returns the registers that match `query`, best first, then by index. A query is an index
-/// (`0x8b`, or the first digits of one), a group (`@mtrr`), or words that all occur in a name or
-/// in the summary.
-#[must_use]
-pub fn search(query: &str) -> Vec<&'static Register> {
-    let query = query.trim();
-    if query.starts_with('@') {
-        return group(query).map_or(Vec::new(), |group| group.registers().collect());
-    }
-    let query = query.to_ascii_lowercase();
-    if query.starts_with("0x") && query.len() > 2 {
-        return by_digits(&query);
-    }
-    if query.is_empty() {
-        return Vec::new();
-    }
-    let mut found: Vec<(Fit, &Register)> = TABLE
-        .iter()
-        .filter_map(|register| Some((fit(register, &query)?, register)))
-        .collect();
-    found.sort_by_key(|(fit, register)| (*fit, register.index));
-    found.into_iter().map(|(_, register)| register).collect()
-}
-
-/// The quality of a match, best first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fit {
-    /// The query equals one of the register's names.
-    Exact,
-    /// The register's own name contains all words of the query.
-    Name,
-    /// An alias of the register contains all words of the query.
-    Alias,
-    /// The register's summary contains all words of the query, or its names and summary contain
-    /// them together.
-    Summary,
-}
-
-/// Returns the quality of the match of `query`, which is in small letters.
-fn fit(register: &Register, query: &str) -> Option<Fit> {
-    let wanted = key(query);
-    if register
-        .names()
-        .any(|name| compare(key(name), wanted).is_eq())
-    {
-        return Some(Fit::Exact);
-    }
-    let has_all = |text: &str| query.split_whitespace().all(|word| text.contains(word));
-    if has_all(&register.name.to_ascii_lowercase()) {
-        return Some(Fit::Name);
-    }
-    let mut all = String::new();
-    for alias in register.aliases {
-        let alias = alias.to_ascii_lowercase();
-        if has_all(&alias) {
-            return Some(Fit::Alias);
-        }
-        all.push_str(&alias);
-        all.push(' ');
-    }
-    all.push_str(&register.name.to_ascii_lowercase());
-    all.push(' ');
-    all.push_str(&register.summary.to_ascii_lowercase());
-    has_all(&all).then_some(Fit::Summary)
-}
-
-/// Returns the register with the index in `digits`, else all registers whose index starts with
-/// `digits`.
-fn by_digits(digits: &str) -> Vec<&'static Register> {
-    let number = u32::from_str_radix(&digits[2..], 16).ok();
-    if let Some(register) = number.and_then(|number| by_index(MsrIndex::new(number))) {
-        return vec![register];
-    }
-    let starts = |register: &&Register| register.index.to_string().starts_with(digits);
-    TABLE.iter().filter(starts).collect()
 }
 
 /// Returns the registers called `wanted`, sorted by index.

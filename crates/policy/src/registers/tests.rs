@@ -44,6 +44,10 @@ fn by_name_finds_register_of_every_name() {
     for (key, registers) in meanings {
         for spelling in [key.clone(), format!("msr_{}", key.to_ascii_lowercase())] {
             match by_name(&spelling) {
+                Named::One(register) if registers.len() > 1 => {
+                    assert!(registers.contains(&register), "{spelling}");
+                    assert!(register.name.eq_ignore_ascii_case(&spelling), "{spelling}");
+                }
                 Named::One(register) => assert_eq!(vec![register], registers),
                 Named::Several(several) => assert_eq!(several, registers),
                 Named::None(_) => panic!("{spelling} is not found"),
@@ -140,7 +144,7 @@ fn by_name_finds_commonly_used_names() {
         ("IA32_PMC0", 0xc1),
         ("IA32_PERFCTR0", 0xc1),
         ("IA32_A_PMC0", 0x4c1),
-        ("PerfCtr0", 0xc001_0004),
+        ("PERF_CTR0", 0xc001_0201),
     ] {
         assert_eq!(one(name).index, MsrIndex::new(index), "{name}");
     }
@@ -178,6 +182,13 @@ fn by_name_returns_all_registers_of_shared_name() {
         ("MSR_LER_FROM_LIP", &[0x1d7, 0x1dd, 0x1de][..]),
         ("MSR_LASTBRANCH_0_FROM_IP", &[0x40, 0x680]),
         ("u_pmon_ctr0", &[0x709, 0xc16]),
+        // Code bases use these for different MSRs: AMD's manual and FreeBSD, Linux and EDK2, the SDM
+        // of old processors and FreeBSD.
+        ("MSR_PERFCTR0", &[0xc1, 0xc001_0004]),
+        ("PerfCtr1", &[0xc2, 0xc001_0005]),
+        ("PerfEvtSel0", &[0x186, 0xc001_0000]),
+        ("MSR_IA32_PMC0", &[0xc1, 0x4c1]),
+        ("MSR_MC4_CTL", &[0x40c, 0x410]),
     ] {
         let Named::Several(several) = by_name(name) else {
             panic!("{name}");
@@ -211,7 +222,7 @@ fn by_name_suggests_names_for_misspelt_one() {
         ("IA32_LSTR", "IA32_LSTAR"),
         ("IA32_TSC_DEADLIN", "IA32_TSC_DEADLINE"),
         ("IA32_SYSENTER_PIE", "IA32_SYSENTER_EIP"),
-        ("TSC_DEADLINE", "IA32_TSC_DEADLINE"),
+        ("FRED_CONFIG", "IA32_FRED_CONFIG"),
         ("MSR_KVM_SYSTM_TIME_NEW", "MSR_KVM_SYSTEM_TIME_NEW"),
         ("hv_x64_msr_hypercal", "HV_X64_MSR_HYPERCALL"),
     ] {
@@ -227,29 +238,151 @@ fn by_name_suggests_names_for_misspelt_one() {
     assert_eq!(by_name(&"X".repeat(1 << 20)), Named::None(Vec::new()));
 }
 
+/// `MSR_IA32_PMC0` may mean two registers, but `IA32_PMC0` is the name that one of them has here.
+#[test]
+fn by_name_returns_one_register_for_own_name_that_another_has_with_prefix() {
+    assert_eq!(one("IA32_PMC0").index, MsrIndex::new(0xc1));
+    assert_eq!(one("ia32_pmc0").index, MsrIndex::new(0xc1));
+    assert!(matches!(by_name("msr_ia32_pmc0"), Named::Several(_)));
+}
+
+#[test]
+fn by_name_finds_names_of_other_code_bases() {
+    for (name, index) in [
+        ("MSR_ARCH_CAPABILITIES", 0x10a),
+        ("MSR_VMX_BASIC", 0x480),
+        ("MSR_AMD_FSBASE", 0xc000_0100),
+        ("X86X_MSR_TSC", 0x10),
+        ("X86X_IA32_MSR_MISC_ENABLE", 0x1a0),
+        ("X64_MSR_KERNEL_GS_BASE", 0xc000_0102),
+        ("HV_X64_MSR_GUEST_CRASH_P0", 0x4000_0100),
+        ("MSR_INTC_SEP_EIP", 0x176),
+        ("MSR_MTRR4kBase", 0x268),
+        ("MSR_KGSBASE", 0xc000_0102),
+        ("KGSBASE", 0xc000_0102),
+        ("MSR_K8_HWCR", 0xc001_0015),
+        ("MSR_UARCH_MISC_CTRL", 0x1b01),
+        ("MSR_CESR", 0x11),
+    ] {
+        assert_eq!(one(name).index, MsrIndex::new(index), "{name}");
+    }
+    // illumos has a wrong number for it: 0xc0000010.
+    assert_eq!(by_index(MsrIndex::new(0xc000_0010)), None);
+}
+
+#[test]
+fn by_name_proposes_register_behind_prefixes_of_code_bases() {
+    for (name, wanted) in [
+        ("MSR_K8_LSTAR", "IA32_LSTAR"),
+        ("X86X_MSR_FRED_CONFIG", "IA32_FRED_CONFIG"),
+        ("MSR_IA32_K7_HWCR", "MSR_K7_HWCR"),
+        ("MSR_AMD_TSC_DEADLINE_MSR", "IA32_TSC_DEADLINE"),
+        ("IA32_KERNELGSBASE", "IA32_KERNEL_GS_BASE"),
+        ("MSR_TIMESTAMPCOUNTER", "IA32_TIME_STAMP_COUNTER"),
+        ("FLUSH_CMD_", "IA32_FLUSH_CMD"),
+    ] {
+        let Named::None(near) = by_name(name) else {
+            panic!("{name} is a name");
+        };
+        assert_eq!(near[0], wanted, "{name}");
+        let Found::Alike(alike) = search(name) else {
+            panic!("{name}: {:?}", search(name));
+        };
+        assert!(alike.contains(&one(wanted)), "{name}");
+    }
+}
+
 #[test]
 fn search_finds_registers_by_index_name_group_and_word() {
-    let first = |query: &str| search(query).first().map(|register| register.name);
+    let found = |query: &str| search(query).registers();
+    let first = |query: &str| found(query).first().map(|register| register.name);
     assert_eq!(first("0x8b"), Some("IA32_BIOS_SIGN_ID"));
-    assert_eq!(search("0x8b").len(), 1);
-    assert_eq!(search("0x4b564d").len(), 9, "the first digits of an index");
+    assert_eq!(found("0x8b").len(), 1);
     assert_eq!(first("efer"), Some("IA32_EFER"));
     assert_eq!(first("patch_level"), Some("IA32_BIOS_SIGN_ID"));
     assert_eq!(first("sysenter"), Some("IA32_SYSENTER_CS"));
-    assert!(
-        search("microcode")
-            .iter()
-            .any(|found| found.name == "IA32_BIOS_UPDT_TRIG")
-    );
-    assert!(
-        search("rapl power limit")
-            .iter()
-            .any(|found| found.index == MsrIndex::new(0x610))
-    );
-    assert_eq!(search("@pat"), [one("IA32_PAT")]);
+    assert!(found("microcode").contains(&one("IA32_BIOS_UPDT_TRIG")));
+    assert!(found("rapl power limit").contains(&one("MSR_PKG_POWER_LIMIT")));
+    assert_eq!(found("@pat"), [one("IA32_PAT")]);
     for nothing in ["", " ", "0xfff", "@", "@nothing", "no such word"] {
-        assert!(search(nothing).is_empty(), "{nothing}");
+        assert!(found(nothing).is_empty(), "{nothing}");
     }
+}
+
+#[test]
+fn search_lists_register_of_that_name_before_others() {
+    let Found::Registers { registers, exact } = search("MSR_EFER") else {
+        panic!("a name");
+    };
+    assert_eq!((exact, registers[0]), (1, one("IA32_EFER")));
+    // The name of a register with a high index, which many other names contain.
+    let Found::Registers { registers, exact } = search("star") else {
+        panic!("a name");
+    };
+    assert_eq!((exact, registers[0]), (1, one("IA32_STAR")));
+    assert!(registers.contains(&one("IA32_LSTAR")));
+    assert!(matches!(
+        search("MSR_PERFCTR0"),
+        Found::Registers { exact: 2, .. }
+    ));
+}
+
+#[test]
+fn search_understands_spellings_of_index() {
+    for (query, wanted) in [
+        ("3221291029", &[0xc001_0015][..]),
+        ("c0010015", &[0xc001_0015]),
+        ("MSRC001_0015", &[0xc001_0015]),
+        ("1C9H", &[0x1c9]),
+        ("0xc001_0115", &[0xc001_0115]),
+        ("174", &[0xae, 0x174]),
+        ("0x150", &[0x150]),
+    ] {
+        let wanted: Vec<_> = wanted.iter().copied().map(MsrIndex::new).collect();
+        assert_eq!(search(query), Found::Indices(wanted), "{query}");
+    }
+    assert_eq!(
+        search("Core::X86::Msr::HWCR").registers()[0],
+        one("MSR_K7_HWCR")
+    );
+}
+
+#[test]
+fn search_without_result_proposes_similar_name() {
+    for (query, wanted) in [("IA32_EFFER", "IA32_EFER"), ("@mttr", "@mtrr")] {
+        let Found::Nothing(near) = search(query) else {
+            panic!("{query}");
+        };
+        assert_eq!(near[0], wanted);
+    }
+}
+
+/// The table names every MSR of the SDM's list of architectural ones.
+#[test]
+fn registers_include_every_architectural_msr_of_sdm() {
+    let list = include_str!("../../data/sdm-table-2-2.tsv");
+    let mut count = 0;
+    for line in list.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let number = |column: usize| columns[column].parse::<u32>().unwrap();
+        let first = u32::from_str_radix(columns[0].trim_start_matches("0x"), 16).unwrap();
+        let indices = (0..number(1)).map(|nth| first + nth * number(2));
+        for index in indices {
+            let register = by_index(MsrIndex::new(index));
+            assert!(register.is_some(), "{index:#x} has no name: {line}");
+            count += 1;
+        }
+        let meant = match by_name(columns[3]) {
+            Named::One(register) => vec![register],
+            Named::Several(several) => several,
+            Named::None(_) => panic!("{line} has an unknown name"),
+        };
+        assert!(
+            meant.iter().any(|register| register.index.get() == first),
+            "{line}"
+        );
+    }
+    assert!(count > 650, "{count}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use super::merge::{Row, key};
+use crate::code_bases;
 
 /// The largest width of a line in the text that [`names`] returns.
 const WIDTH: usize = 100;
@@ -17,7 +18,13 @@ fn head(what: &str) -> String {
 
 /// Returns the text of the generated file `table.rs`: one row per register.
 pub(super) fn table(rows: &[Row]) -> String {
-    let mut out = head("Every register, by index.");
+    let mut what = String::from(
+        "Every register, by index.\n//!\n//! The names are from the lists in `data/README.md`, and from these, of which only names and numbers are taken:",
+    );
+    for base in &code_bases::ALL {
+        let _ = write!(what, "\n//! {} ({});", base.origin, base.licence);
+    }
+    let mut out = head(&what);
     out.push_str("use super::{Register, Sources, Vendor};\n");
     out.push_str("use msrgate_filter::MsrIndex;\n\n");
     let _ = writeln!(
@@ -29,7 +36,7 @@ pub(super) fn table(rows: &[Row]) -> String {
         let bits = row
             .sources
             .iter()
-            .fold(0_u8, |bits, source| bits | 1 << *source as u8);
+            .fold(0_u16, |bits, source| bits | 1 << *source as u16);
         let _ = writeln!(
             out,
             "    Register {{ index: MsrIndex::new({:#x}), name: {:?}, aliases: &{:?}, vendor: Vendor::{}, summary: {:?}, sources: Sources({bits:#07b}) }},",

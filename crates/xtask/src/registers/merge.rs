@@ -48,8 +48,10 @@ enum Authority {
     Linux,
     /// The names from manuals of AMD, Microsoft and others, in `extra.tsv`.
     Manual,
+    /// The constants of another code base.
+    Code,
     /// The names that one processor family uses; another family may use the same name for another
-    /// register.
+    /// register. The crate `x86` has such names, too, from an old SDM.
     Family,
 }
 
@@ -58,55 +60,75 @@ impl Authority {
         match name.rank {
             Rank::Sdm | Rank::Architectural => Self::Sdm,
             Rank::Linux | Rank::LinuxOld => Self::Linux,
+            Rank::Code if mention.source != Source::RustX86 => Self::Code,
             _ if mention.source == Source::Extra => Self::Manual,
             _ => Self::Family,
         }
     }
+
+    /// Returns true if a name of this authority means one MSR on all processors.
+    fn is_for_all(self) -> bool {
+        self <= Self::Manual
+    }
 }
 
-/// The registers that each name can mean, by the name's key. If lists of several authorities have the
-/// name, only the lists of the best authority count.
-struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
+/// The registers that each name can mean, by the name's key. A name that lists for all processors or other
+/// code bases use for several registers means all of these. Families count only if no list for all
+/// processors has the name.
+struct Meanings {
+    by_key: BTreeMap<String, BTreeSet<u32>>,
+    /// The registers by the full name in capitals, without the names of families.
+    by_text: BTreeMap<String, BTreeSet<u32>>,
+}
 
 impl Meanings {
     /// Collects the registers that each name in these mentions can mean.
     ///
     /// # Errors
     ///
-    /// Returns an error if one authority, other than [`Authority::Family`], gives a name to two registers.
+    /// Returns an error if the SDM or Linux gives a name to two registers. The manuals of two vendors may.
     fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
-        let mut all: BTreeMap<String, (Authority, BTreeSet<u32>)> = BTreeMap::new();
+        let mut all: BTreeMap<String, BTreeMap<Authority, BTreeSet<u32>>> = BTreeMap::new();
+        let mut by_text: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
         for mention in mentions {
             for name in &mention.names {
                 let authority = Authority::of(mention, name);
-                let (best, meant) = all
-                    .entry(key(&name.text))
-                    .or_insert_with(|| (authority, BTreeSet::new()));
-                if authority < *best {
-                    *best = authority;
-                    meant.clear();
-                }
-                if authority == *best {
-                    meant.insert(mention.index);
+                let by_authority = all.entry(key(&name.text)).or_default();
+                by_authority
+                    .entry(authority)
+                    .or_default()
+                    .insert(mention.index);
+                if authority != Authority::Family {
+                    let text = name.text.to_ascii_uppercase();
+                    by_text.entry(text).or_default().insert(mention.index);
                 }
             }
         }
-        for (name, (authority, meant)) in &all {
-            let clear = *authority == Authority::Family || meant.len() == 1;
-            ensure!(
-                clear,
-                "{name} is the name of several registers in the lists of one authority: {meant:#x?}"
-            );
+        let mut by_key = BTreeMap::new();
+        for (name, by_authority) in all {
+            for (authority, meant) in &by_authority {
+                let clear = *authority > Authority::Linux || meant.len() == 1;
+                ensure!(clear, "{name} is {meant:#x?}, says one authority");
+            }
+            let for_all = by_authority.keys().any(|authority| authority.is_for_all());
+            let counts = |authority: Authority| !(for_all && authority == Authority::Family);
+            let meant = by_authority.iter().filter(|(of, _)| counts(**of));
+            by_key.insert(name, meant.flat_map(|(_, meant)| meant.clone()).collect());
         }
-        Ok(Self(all))
+        Ok(Self { by_key, by_text })
     }
 
     fn is(&self, name: &Name, index: u32) -> bool {
-        self.0[&key(&name.text)].1.contains(&index)
+        self.by_key[&key(&name.text)].contains(&index)
     }
 
+    /// Returns true if no other register has this name. `MSR_IA32_PMC0` is Linux's name of another
+    /// register, but `IA32_PMC0` is the SDM's alone.
     fn is_only(&self, name: &Name, index: u32) -> bool {
-        self.is(name, index) && self.0[&key(&name.text)].1.len() == 1
+        let only = |meant: &BTreeSet<u32>| meant.len() == 1 && meant.contains(&index);
+        let text = name.text.to_ascii_uppercase();
+        only(&self.by_key[&key(&name.text)])
+            || name.rank == Rank::Sdm && self.by_text.get(&text).is_some_and(only)
     }
 }
 
@@ -150,7 +172,7 @@ fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result
     })
 }
 
-/// Returns `IA32_EFER` for `MSR_IA32_EFER`, and other names unchanged.
+/// Returns `IA32_EFER` for `MSR_IA32_EFER` and other names unchanged.
 fn sdm_style(name: &str) -> &str {
     match name.strip_prefix("MSR_") {
         Some(rest) if rest.starts_with("IA32_") => rest,
@@ -266,11 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn merge_gives_name_of_two_registers_to_register_of_best_authority() {
+    fn merge_gives_name_to_every_register_that_lists_for_all_processors_call_so() {
         let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
         by_hand.source = Source::Extra;
         let rows = merge(&[
-            mention(1, &[("IA32_A", Rank::Architectural)]),
+            mention(1, &[("IA32_A", Rank::Sdm)]),
             mention(2, &[("MSR_IA32_A", Rank::Linux), ("MSR_C", Rank::Linux)]),
             mention(
                 3,
@@ -289,7 +311,7 @@ mod tests {
             named,
             [
                 ("IA32_A", &[][..]),
-                ("MSR_C", &[]),
+                ("MSR_C", &["MSR_IA32_A".to_owned()]),
                 ("MSR_ATOM_B", &["MSR_ATOM_C".to_owned()]),
                 ("D", &["B".to_owned()]),
             ]

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
+use crate::code_bases;
+
 /// The list of MSRs that a mention comes from. In the generated table each list has a bit, in the order
 /// of these variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +22,22 @@ pub(super) enum Source {
     Edk2,
     Geopm,
     Extra,
+    FreeBsd,
+    Illumos,
+    OpenVmm,
+    Xen,
+    RustX86,
+}
+
+impl Source {
+    /// The code bases, in the order of [`code_bases::ALL`].
+    pub(super) const CODE: [Self; 5] = [
+        Self::FreeBsd,
+        Self::Illumos,
+        Self::OpenVmm,
+        Self::Xen,
+        Self::RustX86,
+    ];
 }
 
 /// The rank of a name among the names of a register. The name with the smallest rank is the best main name.
@@ -44,6 +62,8 @@ pub(super) enum Rank {
     /// The name comes from EDK2 and includes the processor family. The number is the family's place in
     /// the list of EDK2's families.
     Family(usize),
+    /// The name is a constant of another code base.
+    Code,
     /// The name never becomes the main name of a register.
     Alias,
 }
@@ -107,6 +127,9 @@ pub(super) fn read_all(data: &Path) -> anyhow::Result<Vec<Mention>> {
         mentions.extend(geopm::read(&text(&path)?)?);
     }
     mentions.extend(extra::read(&text(&data.join("extra.tsv"))?)?);
+    for (base, source) in code_bases::ALL.iter().zip(Source::CODE) {
+        mentions.extend(names::code(&text(&base.list(data))?, source)?);
+    }
     Ok(mentions)
 }
 

@@ -12,7 +12,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 4] = [
+const RULES: [Rule; 8] = [
     Rule {
         source: Source::Linux,
         matches: |name| {
@@ -34,6 +34,28 @@ const RULES: [Rule; 4] = [
         source: Source::Edk2,
         matches: |name| name.ends_with("_EBC_FREQUENCY_ID_1") || name.ends_with("_PLATFORM_INFO_1"),
         why: "a second layout of a register that is named without _1 too",
+    },
+    Rule {
+        source: Source::FreeBsd,
+        matches: |name| name == "MSR_APIC_000",
+        why: "the base of the x2APIC registers: no processor has 0x800",
+    },
+    Rule {
+        source: Source::Illumos,
+        matches: |name| name == "MSR_AMD_SYSCFG",
+        why: "a wrong number: illumos has 0xc0000010, and AMD's register is 0xc0010010",
+    },
+    Rule {
+        source: Source::Xen,
+        matches: |name| matches!(name, "MSR_X2APIC_FIRST" | "MSR_X2APIC_LAST"),
+        why: "an end of the x2APIC registers, which is not one of them",
+    },
+    Rule {
+        source: Source::Xen,
+        matches: |name| {
+            name.ends_with("_MASK") && name.contains("_CMT_") || name.ends_with("_FORMAT")
+        },
+        why: "a mask: MSR_IA32_PERF_CAP_LBR_FORMAT is 0x3f",
     },
 ];
 

@@ -8,7 +8,8 @@
 use std::sync::LazyLock;
 
 use super::super::names::BY_NAME;
-use super::{compare, exact, key, name_at};
+use super::alike::alike;
+use super::{key, name_at};
 
 /// The maximum number of names suggested.
 const SUGGESTIONS: usize = 3;
@@ -52,31 +53,25 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     keys.map(Shape::of).collect()
 });
 
-/// Returns names close to `wanted`, closest first, one for each register.
-pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
-    let mut found = without_architecture(wanted);
+/// Returns names close to `name`: those of registers that other code bases decorate like this, or
+/// else by edit distance, closest first, one for each register.
+pub(super) fn close_to(name: &str) -> Vec<&'static str> {
+    let alike = alike(name).into_iter().take(SUGGESTIONS);
+    let mut found: Vec<_> = alike.map(|register| register.name).collect();
+    if !found.is_empty() {
+        return found;
+    }
     let mut rows: Vec<u16> = Vec::new();
-    for (row, nth) in closest(wanted) {
+    for (row, nth) in closest(key(name)) {
         if found.len() == SUGGESTIONS {
             break;
         }
-        let name = name_at((row, nth));
-        if !rows.contains(&row) && !found.contains(&name) {
+        if !rows.contains(&row) {
             rows.push(row);
-            found.push(name);
+            found.push(name_at((row, nth)));
         }
     }
     found
-}
-
-/// Returns the name of the architectural register if `wanted` lacks only the prefix `IA32_`. Its
-/// edit distance of five alone would be beyond the limit.
-fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
-    let full = [b"IA32_", wanted].concat();
-    let registers = exact(&full);
-    let mut names = registers.iter().flat_map(|register| register.names());
-    let name = names.find(|name| compare(key(name), &full).is_eq());
-    name.into_iter().collect()
 }
 
 /// Returns the places of names that are within the limit of edits from `wanted`, closest first.
@@ -91,7 +86,7 @@ fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
         .iter()
         .zip(SHAPES.iter())
         .filter(|(_, candidate)| shape.least_distance(candidate) <= limit)
-        .map(|(place, _)| (alike(wanted, key(name_at(*place))), *place))
+        .map(|(place, _)| (shared(wanted, key(name_at(*place))), *place))
         .collect();
     if candidates.len() > MEASURED {
         candidates.select_nth_unstable_by(MEASURED, |(a, _), (b, _)| b.cmp(a));
@@ -111,7 +106,7 @@ fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
 }
 
 /// Returns the number of bytes that `a` and `b` share at their beginnings and at their ends.
-fn alike(a: &[u8], b: &[u8]) -> usize {
+fn shared(a: &[u8], b: &[u8]) -> usize {
     let same = |(a, b): &(&u8, &u8)| a.eq_ignore_ascii_case(b);
     let start = a.iter().zip(b).take_while(same).count();
     let end = a.iter().rev().zip(b.iter().rev()).take_while(same).count();

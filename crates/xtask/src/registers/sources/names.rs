@@ -1,5 +1,5 @@
-//! Reader of the two lists of MSR names of Linux and of EDK2. Each of their lines is
-//! `index<TAB>name<TAB>header`.
+//! Reader of the lists of names: of Linux and of EDK2, `index<TAB>name<TAB>header`, and of other code bases,
+//! without the header.
 
 use anyhow::{Context, bail};
 
@@ -89,6 +89,16 @@ pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
             (None, _) if NO_FAMILY.contains(&header) => mention.named(name, Rank::Architectural),
             (None, _) => bail!("{name}: names.rs does not know the header {header}"),
         });
+    }
+    Ok(mentions)
+}
+
+/// Reads the list of another code base.
+pub(super) fn code(text: &str, source: Source) -> anyhow::Result<Vec<Mention>> {
+    let mut mentions = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (index, name) = line.split_once('\t').with_context(|| line.to_owned())?;
+        mentions.push(Mention::new(hex(index)?, source).named(name, Rank::Code));
     }
     Ok(mentions)
 }

@@ -1,0 +1,184 @@
+//! Names of registers in the code of other projects: `cargo run -p xtask -- names FOLDER` takes them from
+//! public files into `crates/policy/data`.
+//!
+//! FOLDER has one folder for each code base, with copies of the files that [`ALL`] lists. Only the names and
+//! the numbers are taken; they are facts. A code base without a folder keeps the names that it has.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context, ensure};
+
+use crate::generated::write;
+
+/// A project whose code names registers.
+pub(crate) struct CodeBase {
+    /// The name of its folder, and a part of the name of its list.
+    pub(crate) folder: &'static str,
+    /// The project's name, and the files that the names are from.
+    pub(crate) origin: &'static str,
+    /// The licence of those files.
+    pub(crate) licence: &'static str,
+    /// The beginnings of the constants that are names of registers.
+    prefixes: &'static [&'static str],
+}
+
+/// Every code base, in the order of the variants of `Source`.
+pub(crate) const ALL: [CodeBase; 5] = [
+    CodeBase {
+        folder: "freebsd",
+        origin: "FreeBSD, sys/x86/include/specialreg.h",
+        licence: "BSD-3-Clause",
+        prefixes: &["MSR_"],
+    },
+    CodeBase {
+        folder: "illumos",
+        origin: "illumos-gate, usr/src/uts/intel/sys/{controlregs,x86_archext}.h",
+        licence: "CDDL-1.0",
+        prefixes: &["MSR_"],
+    },
+    CodeBase {
+        folder: "openvmm",
+        origin: "microsoft/openvmm, vm/x86/x86defs/src/lib.rs and vm/hv1/hvdef/src/lib.rs",
+        licence: "MIT",
+        prefixes: &["X86X_", "X64_MSR_", "HV_X64_MSR_"],
+    },
+    CodeBase {
+        folder: "xen",
+        origin: "Xen 4.17, xen/arch/x86/include/asm/msr-index.h",
+        licence: "GPL-2.0-only",
+        prefixes: &["MSR_"],
+    },
+    CodeBase {
+        folder: "rust-x86",
+        origin: "the crate x86 0.52, src/msr.rs",
+        licence: "MIT",
+        prefixes: &[""],
+    },
+];
+
+impl CodeBase {
+    /// Returns the file in `data` that has the names.
+    pub(crate) fn list(&self, data: &Path) -> PathBuf {
+        data.join(format!("msr-names-{}.tsv", self.folder))
+    }
+}
+
+/// Writes the list of each code base that has a folder in `from`, and says how many names there are.
+pub(crate) fn take(from: &Path, data: &Path) -> anyhow::Result<()> {
+    let mut taken = 0;
+    for base in &ALL {
+        let folder = from.join(base.folder);
+        let files = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.with_context(|| format!("reading {}", folder.display()))?,
+        };
+        let mut names = BTreeSet::new();
+        for file in files {
+            let path = file?.path();
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            let found = text.lines().filter_map(|line| constant(line, base));
+            names.extend(found.map(|(index, name)| (index, name.to_owned())));
+        }
+        ensure!(!names.is_empty(), "{} names no register", folder.display());
+        println!("{}: {} names", base.folder, names.len());
+        write(vec![(base.list(data), list(base, &names))])?;
+        taken += 1;
+    }
+    ensure!(taken > 0, "{} has no folder of a code base", from.display());
+    Ok(())
+}
+
+/// Returns the text of a list: a heading with origin and licence, then `index<TAB>name`.
+fn list(base: &CodeBase, names: &BTreeSet<(u32, String)>) -> String {
+    let mut out = format!(
+        "# MSR names of {} ({}; names and numbers only): index, name\n",
+        base.origin, base.licence
+    );
+    for (index, name) in names {
+        let _ = writeln!(out, "{index:#010x}\t{name}");
+    }
+    out
+}
+
+/// Returns the constant that a line of C or Rust defines, if its value is a plain number of 32 bits. Xen
+/// writes two blanks before the name of a bit field; such a line defines no register.
+fn constant<'l>(line: &'l str, base: &CodeBase) -> Option<(u32, &'l str)> {
+    let (name, value) = if let Some(rest) = line.strip_prefix("#define") {
+        let rest = rest.strip_prefix([' ', '\t'])?;
+        rest.split_once([' ', '\t'])?
+    } else {
+        let rest = line.trim().strip_prefix("pub const ")?;
+        rest.strip_suffix(';')?.split_once(": u32 = ")?
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let fits = base.prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if name.is_empty() || !fits || !name.bytes().all(is_name) {
+        return None;
+    }
+    let (value, rest) = match value.trim().split_once([' ', '\t']) {
+        Some((value, rest)) => (value, rest.trim()),
+        None => (value.trim(), ""),
+    };
+    if !(rest.is_empty() || rest.starts_with("/*") || rest.starts_with("//")) {
+        return None;
+    }
+    let value = value.replace('_', "").to_ascii_lowercase();
+    let index = match value.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => value.parse(),
+    };
+    Some((index.ok()?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constant_reads_definitions_of_registers_only() {
+        let [freebsd, .., xen, rust] = &ALL;
+        for (base, line, wanted) in [
+            (
+                freebsd,
+                "#define\tMSR_TSC\t\t0x010",
+                Some((0x10, "MSR_TSC")),
+            ),
+            (
+                freebsd,
+                "#define\tMSR_AMD_CPUID07\t0xc0011002\t/* CPUID 07 */",
+                Some((0xc001_1002, "MSR_AMD_CPUID07")),
+            ),
+            (
+                freebsd,
+                "#define\tMSR_MC_CTL(x)\t(MSR_MC0_CTL + (x) * 4)",
+                None,
+            ),
+            (freebsd, "#define\tEFER_SCE 0x1", None),
+            (
+                xen,
+                "#define MSR_P5_MC_ADDR   0",
+                Some((0, "MSR_P5_MC_ADDR")),
+            ),
+            (xen, "#define  MSR_CTC_THREAD_MASK   0x0000ffff", None),
+            (xen, "#define MSR_IA32_MCx_CTL(x) 0x400", None),
+            (
+                xen,
+                "#define MSR_IA32_CR_PAT_RESET 0x0007040600070406ULL",
+                None,
+            ),
+            (xen, "#define MSR_X 0x10 + 1", None),
+            (
+                rust,
+                "pub const IA32_EFER: u32 = 0xc000_0080;",
+                Some((0xc000_0080, "IA32_EFER")),
+            ),
+            (rust, "pub const DEFAULT: u64 = 0x7;", None),
+        ] {
+            assert_eq!(constant(line, base), wanted, "{line}");
+        }
+    }
+}
