@@ -19,9 +19,12 @@ fn of_range(filter: &Filter, number: usize, range: &Range) -> Vec<String> {
         )];
     };
     let indices = || (range.base().get()..end.get()).map(MsrIndex::new);
-    let bit = |index: MsrIndex| match range.bitmap().allows(index.get() - range.base().get()) {
-        true => Verdict::Allow,
-        false => Verdict::Deny,
+    let bit = |index: MsrIndex| {
+        if range.bitmap().allows(index.get() - range.base().get()) {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
     };
     let mut remarks = Vec::new();
     let default = filter.default_action().verdict();

@@ -128,10 +128,9 @@ pub(super) fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
 /// Parses `reason KVM_EXIT_X86_RDMSR (29)`, `reason=29 errno=0` and `reason: 29`. In some kernels
 /// and tools the name is missing or a number.
 fn userspace_exit(fields: &[u8]) -> Option<Access> {
-    let named = [&b"reason="[..], b"reason: "].into_iter();
-    let named = named
-        .filter_map(|name| decimal(after(fields, name)?))
-        .next();
+    let named = [&b"reason="[..], b"reason: "]
+        .into_iter()
+        .find_map(|name| decimal(after(fields, name)?));
     let number = match named {
         Some((number, _)) => Some(number),
         None if fields.ends_with(b"(29)") => Some(29),

@@ -19,10 +19,10 @@ fn head(what: &str) -> String {
 /// Returns the text of the generated file `table.rs`: one row per register.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut what = String::from(
-        "Every register, by index.\n//!\n//! The names are from the lists in `data/README.md`, and from these, of which only names and numbers are taken:",
+        "Every register, by index.\n//\n// The names are from the lists in `data/README.md`, and from these, of which only names and numbers are taken:",
     );
     for base in &code_bases::ALL {
-        let _ = write!(what, "\n//! {} ({});", base.origin, base.licence);
+        let _ = write!(what, "\n// {} ({});", base.origin, base.licence);
     }
     let mut out = head(&what);
     out.push_str("use super::{Register, Sources, Vendor};\n");

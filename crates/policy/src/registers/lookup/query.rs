@@ -57,13 +57,11 @@ impl Found {
 pub fn search(query: &str) -> Found {
     let query = query.trim();
     if query.starts_with('@') {
-        return match group(query) {
-            Some(group) => Found::Group(group),
-            None => {
-                let names: Vec<_> = groups().iter().map(|group| group.name).collect();
-                Found::Nothing(meant(query, &names).into_iter().collect())
-            }
-        };
+        if let Some(group) = group(query) {
+            return Found::Group(group);
+        }
+        let names: Vec<_> = groups().iter().map(|group| group.name).collect();
+        return Found::Nothing(meant(query, &names).into_iter().collect());
     }
     let name = query.rsplit("::").next().unwrap_or(query);
     let exact = match by_name(name) {
