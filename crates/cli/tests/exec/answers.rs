@@ -132,3 +132,20 @@ fn vmm_is_ended_with_sentence_if_vcpu_cannot_be_guarded() {
     assert_eq!(ran.err, said);
     lab.assert_no_page_is_left();
 }
+
+/// The gate waits for the kernel's filter to let the access through, and gives up.
+#[test]
+fn vmm_is_ended_with_sentence_if_exit_cannot_be_answered() {
+    let denies = "[msrs]\n0x10 = { read = 'deny', write = 'allow' }";
+    let Some(lab) = Lab::with_kvm(&policy(denies)) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let mut command = lab.exec(&["--quiet", "--fail-open"]);
+    let ran = ran(command.arg(vmm).arg("past-the-library"));
+    assert_eq!((&*ran.out, ran.status), (".\n", 128 + 9), "{}", ran.err);
+    let said = "\nmsrgate: the policy cannot be kept up, and the VMM is ended: the kernel keeps refusing a read of MSR 0x8b that the policy allows";
+    assert_eq!(ran.err.matches(said).count(), 1, "{}", ran.err);
+    assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
+    lab.assert_no_page_is_left();
+}
