@@ -110,11 +110,11 @@ fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {
         let lines = |round: &str| round.lines().map(str::to_owned).collect();
         rounds.map(lines).collect()
     };
-    let mut denied = of_rounds(&plain);
-    for round in &mut denied {
+    let mut expected = of_rounds(&plain);
+    for round in &mut expected {
         round[2] = "!".to_owned();
     }
-    assert_eq!(of_rounds(&shown), denied);
+    assert_eq!(of_rounds(&shown), expected);
 }
 
 /// The policy denies the read on Intel's processors only, and the VMM says of none which processor its guest has.
