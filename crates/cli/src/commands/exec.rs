@@ -98,17 +98,17 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         named::shown(&args.policy)
     };
     supported::check(compiled.program(), &policy)?;
-    let (events, _made) = match &args.events {
+    let (events, _new_events) = match &args.events {
         Some(path) => {
-            let (file, made) = appended::open(path)?;
-            (Some(Events::new(file, path)), made)
+            let (file, new) = appended::open(path)?;
+            (Some(Events::new(file, path)), new)
         }
         None => (None, None),
     };
-    let (report, _made) = match &args.summary {
+    let (report, _new_summary) = match &args.summary {
         Some(path) => {
-            let (file, made) = appended::open(path)?;
-            (Report::File(file), made)
+            let (file, new) = appended::open(path)?;
+            (Report::File(file), new)
         }
         None if args.quiet => (Report::None, None),
         None => (Report::StandardError, None),

@@ -62,7 +62,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
     let mut selected = Selected::new(&args.task);
     let stopped = read(trace, &mut selected, |number, line| {
-        replay.add(number, line)
+        replay.add(number, line);
     })?;
 
     if replay.totals().accesses() == 0 {

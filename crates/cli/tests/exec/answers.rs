@@ -110,11 +110,11 @@ fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {
         let lines = |round: &str| round.lines().map(str::to_owned).collect();
         rounds.map(lines).collect()
     };
-    let mut denied = of_rounds(&plain);
-    for round in &mut denied {
+    let mut expected = of_rounds(&plain);
+    for round in &mut expected {
         round[2] = "!".to_owned();
     }
-    assert_eq!(of_rounds(&shown), denied);
+    assert_eq!(of_rounds(&shown), expected);
 }
 
 /// The policy denies the read on Intel's processors only, and the VMM says of none which processor its guest has.
@@ -130,5 +130,22 @@ fn vmm_is_ended_with_sentence_if_vcpu_cannot_be_guarded() {
     assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
     let said = "msrgate: a vCPU cannot be guarded, and the VMM is ended: the policy differs by processor, and the VMM has given vCPU 0 no CPUID\n";
     assert_eq!(ran.err, said);
+    lab.assert_no_page_is_left();
+}
+
+/// The gate waits for the kernel's filter to let the access through, and gives up.
+#[test]
+fn vmm_is_ended_with_sentence_if_exit_cannot_be_answered() {
+    let denies = "[msrs]\n0x10 = { read = 'deny', write = 'allow' }";
+    let Some(lab) = Lab::with_kvm(&policy(denies)) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let mut command = lab.exec(&["--quiet", "--fail-open"]);
+    let ran = ran(command.arg(vmm).arg("past-the-library"));
+    assert_eq!((&*ran.out, ran.status), (".\n", 128 + 9), "{}", ran.err);
+    let said = "\nmsrgate: the policy cannot be kept up, and the VMM is ended: the kernel keeps refusing a read of MSR 0x8b that the policy allows";
+    assert_eq!(ran.err.matches(said).count(), 1, "{}", ran.err);
+    assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
     lab.assert_no_page_is_left();
 }

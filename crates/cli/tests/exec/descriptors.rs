@@ -128,7 +128,7 @@ fn vcpu_that_is_added_late_parked_and_taken_again_is_guarded() {
         let Some(shown) = shown(policy, "parked") else {
             return;
         };
-        let expected = result.repeat(11) + "left: 0\n";
+        let expected = result.repeat(6) + "left: 0\n";
         assert_eq!(shown, expected, "{policy}");
     }
 }

@@ -220,3 +220,26 @@ fn learn_refuses_to_replace_a_file_and_a_vmm_that_does_not_exist() {
     assert_eq!(missing.status, 127, "{}", missing.err);
     assert!(!lab.path("new.toml").exists());
 }
+
+/// A damaged page is not a killed watcher: its VMM, or the guest that controls it, has written over what was seen.
+#[test]
+fn page_that_vmm_has_damaged_is_told_and_no_policy_is_written() {
+    for size in ["0", "4096"] {
+        let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+            return;
+        };
+        let strict = lab.build("strict.c", &[]);
+        let script = format!("$0; truncate -s {size} $MSRGATE_STATE");
+        let mut command = learn(&lab, &["-o", "learnt.toml"]);
+        let ran = ran(command.args(["sh", "-c", &script]).arg(strict));
+        assert_eq!((&*ran.out, ran.status), (".\n", 125), "{}", ran.err);
+        let said = "error: the VMM has damaged the run's state page: it";
+        let end = "; what the run showed is lost, and no policy was written\n";
+        assert!(
+            ran.err.contains(said) && ran.err.ends_with(end),
+            "{}",
+            ran.err
+        );
+        assert!(!lab.path("learnt.toml").exists());
+    }
+}

@@ -132,9 +132,7 @@ fn runs_with(guest: &Guest, option: &str, plain: &Ran) -> bool {
     if !runs {
         let why = plain.err.lines().find(|line| line.contains(option));
         let (qemu, why) = (guest.qemu.display(), why.unwrap_or(&plain.err));
-        msrgate_testing::host::say(&format!(
-            "SKIPPED: {qemu} does not run with {option}: {why}"
-        ));
+        skip(option, &format!("{qemu} does not run with {option}: {why}"));
     }
     runs
 }

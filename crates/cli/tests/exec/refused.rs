@@ -329,6 +329,12 @@ fn run_that_does_not_begin_leaves_no_file() {
         assert_eq!(code, *status, "{vmm} {variable}={value}: {said}");
         assert_eq!(files(&lab), before, "{vmm} {variable}={value}: {said}");
     }
+    // A link to a file that is not there stays one.
+    std::os::unix::fs::symlink("behind", lab.path("link")).unwrap();
+    let with_link = files(&lab);
+    refused(lab.exec(&["--summary", "link"]).arg("./missing"));
+    assert_eq!(files(&lab), with_link);
+    fs::remove_file(lab.path("link")).unwrap();
     let options = ["--summary", "summary", "--events", "missing/events"];
     let (said, code) = refused(lab.exec(&options).arg("true"));
     assert_eq!((code, files(&lab)), (125, before.clone()), "{said}");

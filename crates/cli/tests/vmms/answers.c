@@ -85,10 +85,20 @@ static void without_cpuid(void) {
     printf("the vCPU has run\n");
 }
 
+// Sets a filter that denies what the policy allows, past the library, which only --fail-open lets through.
+static void past_the_library(void) {
+    static uint8_t deny[8];
+    struct vm one = make();
+    struct kvm_msr_filter filter = { .ranges[0] = { .flags = 1, .nmsrs = 1, .base = 0x8b, .bitmap = deny } };
+    read_msr(one, 0x8b);
+    CHECK(syscall(SYS_ioctl, one.vm, KVM_X86_SET_MSR_FILTER, &filter));
+    read_msr(one, 0x8b);
+}
+
 int main(int argc, char **argv) {
     const struct act all[] = {
         { "written", written }, { "unknown", unknown }, { "both", both }, { "growing", growing },
-        { "without-cpuid", without_cpuid }, { 0 },
+        { "without-cpuid", without_cpuid }, { "past-the-library", past_the_library }, { 0 },
     };
     return act(all, argc, argv);
 }

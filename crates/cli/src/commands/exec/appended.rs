@@ -36,19 +36,27 @@ fn opened(path: &Path) -> io::Result<(File, Option<Made>)> {
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     match options.clone().create_new(true).open(path) {
         Ok(file) => {
-            let made = Inode::of_open(&file).map(|inode| Made {
-                path: path.to_owned(),
-                inode,
-            });
+            let made = Made::new(&file, path.to_owned());
             Ok((file, made))
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let is_pipe = fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+            let there = fs::metadata(path);
+            let is_pipe = there.as_ref().is_ok_and(|file| file.file_type().is_fifo());
             // The name may be a link to a file that is not there.
             let file = options.create(true).read(is_pipe).open(path)?;
-            Ok((file, None))
+            let path = fs::canonicalize(path).ok().filter(|_| there.is_err());
+            let made = path.and_then(|path| Made::new(&file, path));
+            Ok((file, made))
         }
         Err(error) => Err(error),
+    }
+}
+
+impl Made {
+    /// Returns a value for an open file that was made. The path leads to the file through no link in its last part.
+    fn new(file: &File, path: PathBuf) -> Option<Self> {
+        let inode = Inode::of_open(file)?;
+        Some(Self { path, inode })
     }
 }
 

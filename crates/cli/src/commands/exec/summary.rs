@@ -225,7 +225,7 @@ mod tests {
 
     use msrgate_filter::{Access, MsrIndex};
     use msrgate_policy::{NoIncludes, Source, compile, parse};
-    use msrgate_state::{Kind, NewRun, Page, Seen};
+    use msrgate_state::{Kind, Limited, NewRun, Page, Seen};
 
     use super::*;
 
@@ -269,7 +269,7 @@ mod tests {
                 origin: Origin::Default,
                 time: u64::from(index),
             };
-            page.note(&seen, false);
+            page.note(&seen, Limited::Passes);
         }
         let values = words.iter().map(|word| word.load(Ordering::Relaxed));
         let bytes: Vec<u8> = values.flat_map(u64::to_le_bytes).collect();

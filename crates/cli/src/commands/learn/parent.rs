@@ -1,7 +1,7 @@
 //! The parent of the VMM: it passes signals on, ends the VMM where `--until` says, and waits for its end.
 //!
 //! A VMM that goes into the background leaves its first process, and becomes a child of this one, which is a
-//! subreaper: see PR_SET_CHILD_SUBREAPER(2const).
+//! subreaper: see `PR_SET_CHILD_SUBREAPER(2const)`.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
