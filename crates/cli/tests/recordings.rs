@@ -1,5 +1,10 @@
 //! Tests of `learn --from` and `review`, which read recordings and need no KVM.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the functions that several tests share stop where a test would"
+)]
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -9,7 +9,7 @@ use msrgate_filter::{
     Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
 };
 use msrgate_policy::import::{Format, ImportError, import};
-use msrgate_policy::learn::{LearnError, learn};
+use msrgate_policy::learn::{LearnError, Notes, learn};
 use msrgate_policy::{
     IncludeError, Includes, MistakeKind, NoIncludes, SelectorError, Source, is_seen, parse,
     parse_cpu, parse_msrs,
@@ -201,7 +201,7 @@ fn messages_of_import_errors_are_as_recorded() {
 fn messages_of_learn_errors_are_as_recorded() {
     let error_of = |text: &str| {
         let policy = Source::new("guest.toml", text);
-        learn(&policy, &mut NoIncludes, &[]).unwrap_err()
+        learn(&policy, &mut NoIncludes, &[], &Notes::default()).unwrap_err()
     };
     // Seventeen MSRs, of which no two fit one range of a filter.
     let scattered: String = (1..=17)

@@ -28,7 +28,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
             file.set_times(times).expect("set");
         }),
         ("the file got longer", |file| {
-            fs::write(file, "longer").expect("written")
+            fs::write(file, "longer").expect("written");
         }),
         ("an editor replaced the file by rename", |file| {
             let new = file.with_file_name("new");
@@ -40,7 +40,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
             symlink("victim", file).expect("a link");
         }),
         ("the file was removed", |file| {
-            fs::remove_file(file).expect("removed")
+            fs::remove_file(file).expect("removed");
         }),
     ];
     for (what, change) in changes {
