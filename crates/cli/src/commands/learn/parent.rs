@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpgid, getpgrp, getpid, kill_process,
-    pidfd_open, set_child_subreaper, waitpid,
+    pidfd_open, set_child_subreaper, wait,
 };
 use rustix::stdio::dup2_stdout;
 use rustix::termios::tcgetpgrp;
@@ -252,9 +252,9 @@ impl Parent {
     }
 }
 
-/// Reaps a child that has ended, if there is one.
+/// Reaps a child that has ended, if there is one. The child may be in a process group of its own.
 fn ended_child() -> io::Result<Option<(Pid, WaitStatus)>> {
-    match waitpid(None, WaitOptions::NOHANG) {
+    match wait(WaitOptions::NOHANG) {
         Err(rustix::io::Errno::CHILD) => Ok(None),
         other => Ok(other?),
     }
