@@ -347,7 +347,8 @@ mod tests {
         };
         let mut out = Vec::new();
         let answer = run(&args, &mut out).expect("written");
-        (answer, String::from_utf8(out).expect("text"))
+        let text = String::from_utf8(out).expect("text");
+        (answer, anstream::adapter::strip_str(&text).to_string())
     }
 
     /// The seventh register of each of AMD's scalable machine-check banks is in the group without a name.

@@ -38,6 +38,7 @@ struct Fingerprint {
 
 /// The keys of a template or of a fingerprint.
 #[derive(serde::Deserialize)]
+#[serde(expecting = "a CPU template, which is a JSON object")]
 struct Keys {
     guest_cpu_config: Option<ArmKeys>,
     #[serde(flatten)]
