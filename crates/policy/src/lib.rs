@@ -17,6 +17,7 @@ mod effects;
 mod enforcement;
 mod explain;
 mod format;
+mod grant;
 pub mod import;
 mod layout;
 pub mod learn;
@@ -46,6 +47,7 @@ pub use effects::write_effect;
 pub use enforcement::{Bypass, Cause, Enforcement, Enforcer, Extent, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};
 pub use format::format;
+pub use grant::{Grant, GrantLine, grant};
 pub use limits::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES, MAX_TOKENS};
 pub use mistake::{Mistake, MistakeKind, Mistakes};
 pub use msrgate_program::{

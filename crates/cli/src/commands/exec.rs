@@ -4,7 +4,6 @@
 //! only the library can make VMs, and becomes the VMM by execve(2). Beside the VMM there remain the library
 //! in it, and the watcher: a small process that reports what was refused, at the time and at the end.
 
-mod allow;
 mod appended;
 mod door;
 mod elf;
@@ -27,7 +26,7 @@ use std::path::Path;
 
 use msrgate_kvm::gate::{Gate, GateError};
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
-use msrgate_policy::{Mode, Program, one_line};
+use msrgate_policy::{Compiled, Mode, Program, one_line};
 use msrgate_state::NewRun;
 
 use crate::cli::ExecArgs;
@@ -61,7 +60,7 @@ pub(super) enum Never {}
 
 /// A VMM to run behind a program.
 pub(super) struct Launch<'a> {
-    pub(super) program: &'a Program,
+    pub(super) compiled: &'a Compiled,
     /// The policy's name in messages.
     pub(super) policy: String,
     pub(super) vmm: &'a [OsString],
@@ -114,7 +113,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         None => (Report::StandardError, None),
     };
     launch(Launch {
-        program: compiled.program(),
+        compiled: &compiled,
         policy,
         vmm: &args.vmm,
         events,
@@ -138,7 +137,7 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
             page::LIBRARY_VARIABLE
         )));
     }
-    let program = launch.program;
+    let program = launch.compiled.program();
     let vmm = Vmm::find(launch.vmm)?;
     let libc = elf::check(&vmm.path)?;
     let preload = preload(&library::find(libc)?)?;

@@ -14,7 +14,7 @@ use std::io::{self, Read as _};
 
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::learn::{EMPTY, Kept, KeptBy, LearnError, Learnt, Notes, Sighting, learn};
-use msrgate_policy::{NoIncludes, Program, Source, compile, one_line, parse, registers};
+use msrgate_policy::{Compiled, NoIncludes, Source, compile, one_line, parse, registers};
 use msrgate_state::{Layout, Snapshot};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -46,12 +46,12 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     Old::read(args)?;
     let host = HostCaps::probe_without_vm()
         .map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
-    let program = learner(&host)?;
+    let learner = learner(&host)?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| Failure::Host(format!("the kernel makes no pipe: {error}")))?;
     let mut report = Some(File::from(writer));
     let launch = || Launch {
-        program: &program,
+        compiled: &learner,
         policy: "learn".to_owned(),
         vmm: &args.vmm,
         events: None,
@@ -195,16 +195,15 @@ impl Old {
     }
 }
 
-/// Returns the program under which a guest is watched on this host.
-fn learner(host: &HostCaps) -> Result<Program, Failure> {
+/// Returns the policy under which a guest is watched on this host.
+fn learner(host: &HostCaps) -> Result<Compiled, Failure> {
     let mut text = LEARNER.to_owned();
     if host.ignore_msrs() != IgnoreMsrs::On {
         text.push_str(UNKNOWN);
     }
     let resolved =
         parse(&Source::new("learner", &text), &mut NoIncludes).map_err(Failure::Mistakes)?;
-    let compiled = compile(resolved).map_err(|error| Failure::Refused(error.to_string()))?;
-    Ok(compiled.into_program())
+    compile(resolved).map_err(|error| Failure::Refused(error.to_string()))
 }
 
 /// Says on standard error what was learnt, and what to do next.

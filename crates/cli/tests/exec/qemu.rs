@@ -134,10 +134,13 @@ fn denied_read_is_a_fault_and_the_summary_says_how_to_allow_it() {
         let said = "msrgate: guest.toml guarded 1 VM, and refused 8 accesses\n  8 reads of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4, first by vCPU 0 after ";
         assert!(ran.err.contains(said), "{}", ran.err);
         assert!(
-            ran.err.contains("; to allow: IA32_BIOS_SIGN_ID = \"rw\"\n"),
+            ran.err.contains("; to allow, in line 4: 0x8b = \"rw\"\n"),
             "{}",
             ran.err
         );
+        let allowing = "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = \"rw\"\n";
+        fs::write(lab.folder.path().join("guest.toml"), allowing).unwrap();
+        assert_eq!(&*boot(&lab, &[], &[]).out, "........Q\n");
     }
 }
 

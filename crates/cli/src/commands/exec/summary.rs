@@ -4,11 +4,10 @@ use std::fmt::Write as _;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
-use msrgate_policy::{FileId, Log, Origin, Program, registers, shown_json};
+use msrgate_policy::{Compiled, FileId, Log, Origin, Program, grant, registers, shown_json};
 use msrgate_state::{Event, Recorded, Snapshot};
 use serde_json::json;
 
-use super::allow;
 use super::supported::origin;
 use crate::output::count;
 
@@ -40,7 +39,7 @@ pub(super) fn without_page(policy: &str, why: &str) -> String {
 
 /// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
 /// no VM.
-pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: Time) -> String {
+pub(super) fn text(snapshot: &Snapshot, compiled: &Compiled, policy: &str, time: Time) -> String {
     let guarded = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
     if guarded == 0 {
         return String::new();
@@ -50,8 +49,9 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
         .iter()
         .partition(|one| one.first.kind.disposition.is_refusal());
     let is_audit = is_audit(&refused);
-    let (silent, refused): (Vec<&Recorded>, Vec<_>) =
-        refused.into_iter().partition(|one| is_silent(one, program));
+    let (silent, refused): (Vec<&Recorded>, Vec<_>) = refused
+        .into_iter()
+        .partition(|one| is_silent(one, compiled.program()));
     let mut vms = count(guarded, "VM", "VMs");
     if time == Time::SoFar {
         vms += " so far";
@@ -97,7 +97,7 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
     for list in [refused, seen] {
         let listed = if is_audit { list.len() } else { LISTED };
         for one in list.iter().take(listed) {
-            let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
+            let _ = writeln!(text, "  {}", line(one, snapshot, compiled, policy));
         }
         if let Some(more @ 1..) = list.len().checked_sub(listed) {
             let kinds = count(more, "more kind", "more kinds");
@@ -146,7 +146,7 @@ fn sum(all: &[&Recorded]) -> u64 {
 
 /// Returns a line such as `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s;
 /// to allow: …`.
-fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) -> String {
+fn line(one: &Recorded, snapshot: &Snapshot, compiled: &Compiled, policy: &str) -> String {
     let (first, kind) = (&one.first, one.first.kind);
     let access = kind.access.to_string();
     let accesses = count(
@@ -177,13 +177,13 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
         format!(" after {}.{:03} s", millis / 1000, millis % 1000)
     });
     if is_seen {
-        let by = origin(program, first.origin, policy);
+        let by = origin(compiled.program(), first.origin, policy);
         let _ = write!(text, ", logged by {by}, {who}{when}");
     } else if kind.reason == ExitReason::Filter {
-        let by = origin(program, first.origin, policy);
+        let by = origin(compiled.program(), first.origin, policy);
         let _ = write!(text, " by {by}, {who}{when}");
-        if let Some(entry) = allow::line(program, kind.index, kind.access) {
-            let _ = write!(text, "; to allow: {entry}");
+        if let Some(grant) = grant(compiled, first.origin, kind.index, kind.access) {
+            let _ = write!(text, "; {grant}");
         }
     } else {
         let _ = write!(
@@ -229,10 +229,10 @@ mod tests {
 
     use super::*;
 
-    fn program() -> Program {
+    fn compiled() -> Compiled {
         let source = Source::new("guest.toml", "policy = 1\ndefault = 'deny'\n");
         let policy = parse(&source, &mut NoIncludes).unwrap();
-        compile(policy).unwrap().into_program()
+        compile(policy).unwrap()
     }
 
     /// Returns the snapshot of a run whose guest has read this many MSRs once each.
@@ -280,7 +280,7 @@ mod tests {
     fn headline_says_at_least_once_accesses_found_no_place() {
         let (few, many) = (after_reads(100), after_reads(20_000));
         let headline = |snapshot: &Snapshot| {
-            let text = text(snapshot, &program(), "guest.toml", Time::End);
+            let text = text(snapshot, &compiled(), "guest.toml", Time::End);
             text.lines().next().unwrap().to_owned()
         };
         let begin = "msrgate: guest.toml guarded 1 VM, and refused";

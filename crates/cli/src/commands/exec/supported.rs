@@ -1,6 +1,5 @@
 //! A check for actions that need a VMM with a gate of its own.
 
-use msrgate_filter::Access;
 use msrgate_policy::{Action, DecidedBy, Log, Origin, Program, Rule, Variant, one_line, registers};
 
 use crate::failure::Failure;
@@ -72,13 +71,5 @@ pub(super) fn origin(program: &Program, origin: Origin, policy: &str) -> String 
         }
         Origin::Default => format!("the default of {policy}"),
         Origin::Kvm => "KVM".to_owned(),
-    }
-}
-
-/// Returns the letter of an access in an entry's list.
-pub(super) const fn letter(access: Access) -> &'static str {
-    match access {
-        Access::Read => "r",
-        Access::Write => "w",
     }
 }

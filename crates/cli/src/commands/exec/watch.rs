@@ -17,7 +17,7 @@ use std::os::unix::fs::FileExt as _;
 use std::thread;
 use std::time::Duration;
 
-use msrgate_policy::{Program, one_line};
+use msrgate_policy::{Compiled, one_line};
 use msrgate_state::{Cursor, Snapshot, Unfinished};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
@@ -34,7 +34,7 @@ use crate::failure::Failure;
 
 /// The watcher's task.
 pub(super) struct Watch {
-    program: Program,
+    compiled: Compiled,
     policy: String,
     events: Option<Events>,
     report: Report,
@@ -78,7 +78,7 @@ impl Watch {
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
         Ok(Self {
-            program: launch.program.clone(),
+            compiled: launch.compiled.clone(),
             policy: launch.policy,
             events: launch.events,
             report: launch.report,
@@ -266,7 +266,7 @@ impl Watch {
 
     fn text(&self, page: &StateFile, time: Time) -> String {
         match snapshot(page) {
-            Ok(snapshot) => summary::text(&snapshot, &self.program, &self.policy, time),
+            Ok(snapshot) => summary::text(&snapshot, &self.compiled, &self.policy, time),
             Err(why) => summary::without_page(&self.policy, &why),
         }
     }
@@ -295,7 +295,7 @@ impl Watch {
         run.held_back = held_back.max(run.held_back);
         let lines = followed.events.iter();
         events.append(
-            lines.map(|event| summary::json(event, &self.program)),
+            lines.map(|event| summary::json(event, self.compiled.program())),
             untold,
         );
     }

@@ -1,0 +1,223 @@
+//! Grants: changes to a policy's text, each of which allows an access that the policy refuses.
+
+use std::fmt;
+
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, DecidedBy, Line, Origin, shown_name};
+
+use crate::compile::Compiled;
+use crate::policy::{Entry, OWN, Policy, Replaces};
+use crate::registers;
+
+/// A change to a policy's text that allows an access in one direction and leaves the other direction as it is.
+/// `Display` gives words such as `to allow, in line 4: IA32_PAT = "rw"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Grant {
+    /// A new entry for the policy's `[msrs]`.
+    Add(String),
+    /// A new entry for the `[[when]]` that contains the line.
+    AddToWhen {
+        /// The new entry.
+        entry: String,
+        /// A line of the `[[when]]`.
+        at: GrantLine,
+    },
+    /// A new text for the entry that begins in the line, or for a field of that entry.
+    Change {
+        /// The new text.
+        text: String,
+        /// The first line of the entry.
+        at: GrantLine,
+    },
+    /// Nothing: the entry that refuses the access is `final`.
+    Final {
+        /// The first line of the entry.
+        at: GrantLine,
+    },
+}
+
+/// A line of a policy or of a file that it includes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantLine {
+    /// The name of the included file. `None`: the line is in the policy itself.
+    pub include: Option<String>,
+    /// The number of the line, counted from 1.
+    pub number: u32,
+}
+
+impl GrantLine {
+    fn of(policy: &Policy, entry: &Entry) -> Self {
+        let is_own = entry.source() == OWN;
+        Self {
+            include: (!is_own).then(|| policy.text(entry.source()).name().to_owned()),
+            number: entry.place().line,
+        }
+    }
+}
+
+impl fmt::Display for GrantLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.include {
+            Some(file) => write!(f, "{}:{}", shown_name(file), self.number),
+            None => write!(f, "line {}", self.number),
+        }
+    }
+}
+
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(entry) => write!(f, "to allow: {entry}"),
+            Self::AddToWhen { entry, at } => {
+                write!(f, "to allow, in the [[when]] of {at}: {entry}")
+            }
+            Self::Change { text, at } => write!(f, "to allow, in {at}: {text}"),
+            Self::Final { at } => write!(f, "{at} is final, so only a change of it can allow this"),
+        }
+    }
+}
+
+/// Returns the change that allows an access, which the part of the policy that `origin` names has refused. Returns
+/// `None` if no change of the policy can allow it: KVM refuses the access, or the MSR is the last one, for which
+/// only the `default` decides.
+#[must_use]
+pub fn grant(
+    compiled: &Compiled,
+    origin: Origin,
+    index: MsrIndex,
+    access: Access,
+) -> Option<Grant> {
+    if index == MsrIndex::MAX {
+        return None;
+    }
+    let policy = compiled.policy();
+    match origin {
+        Origin::Kvm => None,
+        Origin::Default => Some(beyond_default(compiled, index, access)),
+        Origin::Line(line) => {
+            entry_at(policy, line, index).map(|entry| beyond_entry(compiled, entry, index, access))
+        }
+    }
+}
+
+fn entry_at(policy: &Policy, line: Line, index: MsrIndex) -> Option<&Entry> {
+    let mut entries = policy.ids().map(|id| policy.entry(id));
+    entries.find(|entry| {
+        entry.place().line == line.number
+            && u32::try_from(entry.source().number()) == Ok(line.file.number())
+            && entry.msrs().contains(index)
+    })
+}
+
+/// Returns the policy's own entry for this MSR alone, on all processors.
+fn own_entry(policy: &Policy, index: MsrIndex) -> Option<&Entry> {
+    let mut entries = policy.ids().map(|id| policy.entry(id));
+    entries.find(|entry| {
+        entry.source() == OWN
+            && entry.when().is_none()
+            && is_alone(entry)
+            && entry.msrs().contains(index)
+    })
+}
+
+fn is_alone(entry: &Entry) -> bool {
+    entry.msrs().count() == 1
+}
+
+fn beyond_default(compiled: &Compiled, index: MsrIndex, access: Access) -> Grant {
+    let policy = compiled.policy();
+    if let Some(entry) = own_entry(policy, index) {
+        return changed(policy, entry, access);
+    }
+    let other = opposite(access);
+    let mut rules = compiled.variants().iter().map(|one| one.rule(index, other));
+    let entry = if rules.all(|rule| rule.by == DecidedBy::Default) {
+        short(key(index), access, &Action::Deny)
+    } else {
+        long(key(index), access, "inherit", Replaces::Nothing)
+    };
+    Grant::Add(entry)
+}
+
+fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, access: Access) -> Grant {
+    let policy = compiled.policy();
+    let at = GrantLine::of(policy, entry);
+    let is_own = entry.source() == OWN;
+    match (is_alone(entry), entry.when().is_some()) {
+        _ if entry.is_final() => Grant::Final { at },
+        (true, _) if is_own => changed(policy, entry, access),
+        (false, false) => match own_entry(policy, index) {
+            Some(own) => changed(policy, own, access),
+            None => Grant::Add(long(key(index), access, "inherit", Replaces::Nothing)),
+        },
+        (false, true) => Grant::AddToWhen {
+            entry: long(key(index), access, "inherit", Replaces::Nothing),
+            at,
+        },
+        (true, is_in_when) => match entry.action(opposite(access)) {
+            // An entry that replaces this one has to say what this one says of the other direction.
+            Some(kept @ (Action::Allow | Action::Deny)) if !is_in_when => {
+                Grant::Add(long(key(index), access, kept.word(), Replaces::Included))
+            }
+            None if !is_in_when => {
+                Grant::Add(long(key(index), access, "inherit", Replaces::Included))
+            }
+            _ => changed(policy, entry, access),
+        },
+    }
+}
+
+/// Returns the change of an entry for one MSR.
+fn changed(policy: &Policy, entry: &Entry, access: Access) -> Grant {
+    let at = GrantLine::of(policy, entry);
+    let is_plain = entry.why().is_none()
+        && entry.log().is_none()
+        && !entry.is_final()
+        && entry.replaces == Replaces::Nothing;
+    let text = match entry.action(opposite(access)) {
+        Some(other @ (Action::Allow | Action::Deny)) if is_plain => {
+            short(entry.key().to_owned(), access, other)
+        }
+        _ => format!("{access} = \"allow\""),
+    };
+    Grant::Change { text, at }
+}
+
+fn key(index: MsrIndex) -> String {
+    registers::by_index(index)
+        .map_or_else(|| index.to_string(), |register| register.name.to_owned())
+}
+
+const fn opposite(access: Access) -> Access {
+    match access {
+        Access::Read => Access::Write,
+        Access::Write => Access::Read,
+    }
+}
+
+/// Returns an entry of letters that allows the access, and has `other` for the other direction.
+fn short(key: String, access: Access, other: &Action) -> String {
+    let letters = match (access, other) {
+        (_, Action::Allow) => "rw",
+        (Access::Read, _) => "r",
+        (Access::Write, _) => "w",
+    };
+    format!("{key} = \"{letters}\"")
+}
+
+/// Returns an entry with fields that allows the access, and has the word `other` for the other direction.
+fn long(key: String, access: Access, other: &str, replaces: Replaces) -> String {
+    let [read, write] = match access {
+        Access::Read => ["allow", other],
+        Access::Write => [other, "allow"],
+    };
+    let replaces = match replaces {
+        Replaces::Nothing => "",
+        Replaces::Included => ", override = true",
+    };
+    format!("{key} = {{ read = \"{read}\", write = \"{write}\"{replaces} }}")
+}
+
+#[cfg(test)]
+mod tests;
