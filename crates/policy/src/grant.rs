@@ -133,9 +133,9 @@ fn beyond_default(compiled: &Compiled, index: MsrIndex, access: Access) -> Grant
     let other = opposite(access);
     let mut rules = compiled.variants().iter().map(|one| one.rule(index, other));
     let entry = if rules.all(|rule| rule.by == DecidedBy::Default) {
-        short(key(index), access, &Action::Deny)
+        short(&key(index), access, &Action::Deny)
     } else {
-        long(key(index), access, "inherit", Replaces::Nothing)
+        long(&key(index), access, "inherit", Replaces::Nothing)
     };
     Grant::Add(entry)
 }
@@ -149,19 +149,19 @@ fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, access: Acc
         (true, _) if is_own => changed(policy, entry, access),
         (false, false) => match own_entry(policy, index) {
             Some(own) => changed(policy, own, access),
-            None => Grant::Add(long(key(index), access, "inherit", Replaces::Nothing)),
+            None => Grant::Add(long(&key(index), access, "inherit", Replaces::Nothing)),
         },
         (false, true) => Grant::AddToWhen {
-            entry: long(key(index), access, "inherit", Replaces::Nothing),
+            entry: long(&key(index), access, "inherit", Replaces::Nothing),
             at,
         },
         (true, is_in_when) => match entry.action(opposite(access)) {
             // An entry that replaces this one has to say what this one says of the other direction.
             Some(kept @ (Action::Allow | Action::Deny)) if !is_in_when => {
-                Grant::Add(long(key(index), access, kept.word(), Replaces::Included))
+                Grant::Add(long(&key(index), access, kept.word(), Replaces::Included))
             }
             None if !is_in_when => {
-                Grant::Add(long(key(index), access, "inherit", Replaces::Included))
+                Grant::Add(long(&key(index), access, "inherit", Replaces::Included))
             }
             _ => changed(policy, entry, access),
         },
@@ -177,7 +177,7 @@ fn changed(policy: &Policy, entry: &Entry, access: Access) -> Grant {
         && entry.replaces == Replaces::Nothing;
     let text = match entry.action(opposite(access)) {
         Some(other @ (Action::Allow | Action::Deny)) if is_plain => {
-            short(entry.key().to_owned(), access, other)
+            short(entry.key(), access, other)
         }
         _ => format!("{access} = \"allow\""),
     };
@@ -197,7 +197,7 @@ const fn opposite(access: Access) -> Access {
 }
 
 /// Returns an entry of letters that allows the access, and has `other` for the other direction.
-fn short(key: String, access: Access, other: &Action) -> String {
+fn short(key: &str, access: Access, other: &Action) -> String {
     let letters = match (access, other) {
         (_, Action::Allow) => "rw",
         (Access::Read, _) => "r",
@@ -207,7 +207,7 @@ fn short(key: String, access: Access, other: &Action) -> String {
 }
 
 /// Returns an entry with fields that allows the access, and has the word `other` for the other direction.
-fn long(key: String, access: Access, other: &str, replaces: Replaces) -> String {
+fn long(key: &str, access: Access, other: &str, replaces: Replaces) -> String {
     let [read, write] = match access {
         Access::Read => ["allow", other],
         Access::Write => [other, "allow"],
