@@ -3,7 +3,7 @@
 use msrgate_policy::Source;
 
 /// The policies of the folder `policies/`.
-pub(crate) const SHIPPED: [Shipped; 8] = [
+pub(crate) const SHIPPED: [Shipped; 9] = [
     Shipped {
         name: "allow-all",
         text: include_str!("../policies/allow-all.toml"),
@@ -15,6 +15,10 @@ pub(crate) const SHIPPED: [Shipped; 8] = [
     Shipped {
         name: "linux-guest",
         text: include_str!("../policies/linux-guest.toml"),
+    },
+    Shipped {
+        name: "seabios",
+        text: include_str!("../policies/seabios.toml"),
     },
     Shipped {
         name: "unikernel",

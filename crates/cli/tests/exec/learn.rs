@@ -70,6 +70,44 @@ fn learnt_policy_lets_guest_run_as_before() {
     }
 }
 
+/// The shipped policy has all that learning sees of the firmware, and the boot sector does nothing.
+#[test]
+fn seabios_policy_refuses_nothing_of_firmware() {
+    for guest in qemu::labs(DENIES_ALL) {
+        // cli; out 0xf4, al: ends QEMU.
+        let mut sector = vec![0xfa, 0xe6, 0xf4];
+        sector.resize(510, 0);
+        sector.extend([0x55, 0xaa]);
+        fs::write(guest.path("sector"), sector).unwrap();
+        let policy = msrgate(&guest, &["policies", "seabios"]).out;
+        fs::write(guest.path("guest.toml"), &policy).unwrap();
+        let mut command = guest.exec(&[]);
+        qemu::machine(command.arg(&guest.qemu), "stdio");
+        let guarded = ran(&mut command);
+        assert!(
+            guarded.err.contains("and refused nothing"),
+            "{}",
+            guarded.err
+        );
+        // The least policy is within it, so that no entry is missing; those beyond it say so.
+        let mut learning = learn(&guest, &["-o", "learnt.toml"]);
+        qemu::machine(learning.arg(&guest.qemu), "stdio");
+        assert!(ran(&mut learning).err.contains("which added"));
+        let within = msrgate(
+            &guest,
+            &[
+                "check",
+                "--host",
+                "none",
+                "learnt.toml",
+                "--within",
+                "guest.toml",
+            ],
+        );
+        assert_eq!(within.status, 0, "{}{}", within.out, within.err);
+    }
+}
+
 const FIRMWARE: [&str; 7] = [
     "-accel",
     "kvm",
