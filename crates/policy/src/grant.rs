@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_program::{Action, DecidedBy, Line, Origin, shown_name};
 
 use crate::compile::Compiled;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::registers;
 
-/// A change to a policy's text that allows an access in one direction and leaves the other direction as it is.
+/// A change to a policy's text that allows accesses in one direction or both, and leaves the other direction as it is.
 /// `Display` gives words such as `to allow, in line 4: IA32_PAT = "rw"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -27,6 +27,12 @@ pub enum Grant {
     Change {
         /// The new text.
         text: String,
+        /// The first line of the entry.
+        at: GrantLine,
+    },
+    /// Nothing in one direction alone: the entry that refuses the access answers both directions together, as a
+    /// `register` does, and the access may be refused for its value.
+    Together {
         /// The first line of the entry.
         at: GrantLine,
     },
@@ -73,20 +79,24 @@ impl fmt::Display for Grant {
                 write!(f, "to allow, in the [[when]] of {at}: {entry}")
             }
             Self::Change { text, at } => write!(f, "to allow, in {at}: {text}"),
+            Self::Together { at } => write!(
+                f,
+                "{at} answers reads and writes together; to allow, change that entry as a whole"
+            ),
             Self::Final { at } => write!(f, "{at} is final, so only a change of it can allow this"),
         }
     }
 }
 
-/// Returns the change that allows an access, which the part of the policy that `origin` names has refused. Returns
-/// `None` if no change of the policy can allow it: KVM refuses the access, or the MSR is the last one, for which
+/// Returns the change that allows accesses to an MSR, which the part of the policy that `origin` names has refused.
+/// Returns `None` if no change of the policy can allow them: KVM refuses them, or the MSR is the last one, for which
 /// only the `default` decides.
 #[must_use]
 pub fn grant(
     compiled: &Compiled,
     origin: Origin,
     index: MsrIndex,
-    access: Access,
+    accesses: Accesses,
 ) -> Option<Grant> {
     if index == MsrIndex::MAX {
         return None;
@@ -94,10 +104,9 @@ pub fn grant(
     let policy = compiled.policy();
     match origin {
         Origin::Kvm => None,
-        Origin::Default => Some(beyond_default(compiled, index, access)),
-        Origin::Line(line) => {
-            entry_at(policy, line, index).map(|entry| beyond_entry(compiled, entry, index, access))
-        }
+        Origin::Default => Some(beyond_default(compiled, index, accesses)),
+        Origin::Line(line) => entry_at(policy, line, index)
+            .map(|entry| beyond_entry(compiled, entry, index, accesses)),
     }
 }
 
@@ -125,61 +134,74 @@ fn is_alone(entry: &Entry) -> bool {
     entry.msrs().count() == 1
 }
 
-fn beyond_default(compiled: &Compiled, index: MsrIndex, access: Access) -> Grant {
+fn beyond_default(compiled: &Compiled, index: MsrIndex, accesses: Accesses) -> Grant {
     let policy = compiled.policy();
     if let Some(entry) = own_entry(policy, index) {
-        return changed(policy, entry, access);
+        return changed(policy, entry, accesses);
     }
-    let other = opposite(access);
-    let mut rules = compiled.variants().iter().map(|one| one.rule(index, other));
-    let entry = if rules.all(|rule| rule.by == DecidedBy::Default) {
-        short(&key(index), access, &Action::Deny)
+    let other = other_than(accesses);
+    let mut variants = compiled.variants().iter();
+    let is_by_default = other
+        .is_none_or(|other| variants.all(|one| one.rule(index, other).by == DecidedBy::Default));
+    let entry = if is_by_default {
+        short(&key(index), accesses, &Action::Deny)
     } else {
-        long(&key(index), access, "inherit", Replaces::Nothing)
+        long(&key(index), accesses, "inherit", Replaces::Nothing)
     };
     Grant::Add(entry)
 }
 
-fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, access: Access) -> Grant {
+fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, accesses: Accesses) -> Grant {
     let policy = compiled.policy();
     let at = GrantLine::of(policy, entry);
     let is_own = entry.source() == OWN;
     match (is_alone(entry), entry.when().is_some()) {
         _ if entry.is_final() => Grant::Final { at },
-        (true, _) if is_own => changed(policy, entry, access),
+        (true, _) if is_own => changed(policy, entry, accesses),
         (false, false) => match own_entry(policy, index) {
-            Some(own) => changed(policy, own, access),
-            None => Grant::Add(long(&key(index), access, "inherit", Replaces::Nothing)),
+            Some(own) => changed(policy, own, accesses),
+            None => Grant::Add(long(&key(index), accesses, "inherit", Replaces::Nothing)),
         },
         (false, true) => Grant::AddToWhen {
-            entry: long(&key(index), access, "inherit", Replaces::Nothing),
+            entry: long(&key(index), accesses, "inherit", Replaces::Nothing),
             at,
         },
-        (true, is_in_when) => match entry.action(opposite(access)) {
+        (true, is_in_when) => match other_action(entry, accesses) {
             // An entry that replaces this one has to say what this one says of the other direction.
             Some(kept @ (Action::Allow | Action::Deny)) if !is_in_when => {
-                Grant::Add(long(&key(index), access, kept.word(), Replaces::Included))
+                Grant::Add(long(&key(index), accesses, kept.word(), Replaces::Included))
             }
             None if !is_in_when => {
-                Grant::Add(long(&key(index), access, "inherit", Replaces::Included))
+                Grant::Add(long(&key(index), accesses, "inherit", Replaces::Included))
             }
-            _ => changed(policy, entry, access),
+            _ => changed(policy, entry, accesses),
         },
     }
 }
 
 /// Returns the change of an entry for one MSR.
-fn changed(policy: &Policy, entry: &Entry, access: Access) -> Grant {
+fn changed(policy: &Policy, entry: &Entry, accesses: Accesses) -> Grant {
     let at = GrantLine::of(policy, entry);
+    let is_together = |action: &Action| matches!(action, Action::Register(_) | Action::Device(_));
+    if Access::ALL
+        .iter()
+        .any(|one| entry.action(*one).is_some_and(is_together))
+    {
+        return Grant::Together { at };
+    }
     let is_plain = entry.why().is_none()
         && entry.log().is_none()
         && !entry.is_final()
         && entry.replaces == Replaces::Nothing;
-    let text = match entry.action(opposite(access)) {
+    let text = match other_action(entry, accesses) {
         Some(other @ (Action::Allow | Action::Deny)) if is_plain => {
-            short(entry.key(), access, other)
+            short(entry.key(), accesses, other)
         }
-        _ => format!("{access} = \"allow\""),
+        _ => {
+            let granted = Access::ALL.into_iter().filter(|one| accesses.contain(*one));
+            let fields: Vec<_> = granted.map(|one| format!("{one} = \"allow\"")).collect();
+            fields.join(", ")
+        }
     };
     Grant::Change { text, at }
 }
@@ -189,28 +211,39 @@ fn key(index: MsrIndex) -> String {
         .map_or_else(|| index.to_string(), |register| register.name.to_owned())
 }
 
-const fn opposite(access: Access) -> Access {
-    match access {
-        Access::Read => Access::Write,
-        Access::Write => Access::Read,
+/// The direction that is to stay as it is, if there is one.
+const fn other_than(accesses: Accesses) -> Option<Access> {
+    match accesses {
+        Accesses::Read => Some(Access::Write),
+        Accesses::Write => Some(Access::Read),
+        Accesses::Both => None,
     }
 }
 
-/// Returns an entry of letters that allows the access, and has `other` for the other direction.
-fn short(key: &str, access: Access, other: &Action) -> String {
-    let letters = match (access, other) {
-        (_, Action::Allow) => "rw",
-        (Access::Read, _) => "r",
-        (Access::Write, _) => "w",
+/// Returns the entry's action for the direction that is to stay. If there is none, returns `allow`.
+fn other_action(entry: &Entry, accesses: Accesses) -> Option<&Action> {
+    match other_than(accesses) {
+        Some(other) => entry.action(other),
+        None => Some(&Action::Allow),
+    }
+}
+
+/// Returns an entry of letters that allows the accesses, and has `other` for the other direction.
+fn short(key: &str, accesses: Accesses, other: &Action) -> String {
+    let letters = match (accesses, other) {
+        (Accesses::Both, _) | (_, Action::Allow) => "rw",
+        (Accesses::Read, _) => "r",
+        (Accesses::Write, _) => "w",
     };
     format!("{key} = \"{letters}\"")
 }
 
-/// Returns an entry with fields that allows the access, and has the word `other` for the other direction.
-fn long(key: &str, access: Access, other: &str, replaces: Replaces) -> String {
-    let [read, write] = match access {
-        Access::Read => ["allow", other],
-        Access::Write => [other, "allow"],
+/// Returns an entry with fields that allows the accesses, and has the word `other` for the other direction.
+fn long(key: &str, accesses: Accesses, other: &str, replaces: Replaces) -> String {
+    let [read, write] = match accesses {
+        Accesses::Read => ["allow", other],
+        Accesses::Write => [other, "allow"],
+        Accesses::Both => ["allow"; 2],
     };
     let replaces = match replaces {
         Replaces::Nothing => "",

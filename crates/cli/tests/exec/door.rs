@@ -91,7 +91,7 @@ fn fail_open_lets_vmm_without_library_pass() {
     };
     let strict = lab.build("strict.c", &[]);
     let ran = ran(lab
-        .exec(&["--fail-open"])
+        .exec(&["--fail-open", "--summary", "summary"])
         .args(["env", "-u", "LD_PRELOAD"])
         .arg(strict));
     assert_eq!((&*ran.out, ran.status), (".\n", 0));
@@ -101,6 +101,10 @@ fn fail_open_lets_vmm_without_library_pass() {
         "{}",
         ran.err
     );
+    lab.assert_no_page_is_left();
+    let summary = fs::read_to_string(lab.path("summary")).unwrap();
+    let wanted = "run without the policy, and are not counted\n";
+    assert!(summary.ends_with(wanted), "{summary}");
 }
 
 /// Returns the run of `open.c` by `starter`, with /dev/kvm as its descriptor 9.

@@ -184,6 +184,10 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
             "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
             "`log = \"all\"` on reads",
         ),
+        (
+            "IA32_LSTAR = { read = 'deny', write = 'deny', log = 'all' }",
+            "write `log = \"denied\"`",
+        ),
     ] {
         let lab = Lab::new(&format!("policy = 1\ndefault = 'allow'\n[msrs]\n{entry}\n"));
         let (said, status) = refused(lab.exec(&[]).arg("true"));

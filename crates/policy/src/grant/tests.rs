@@ -51,7 +51,11 @@ fn assert_granted(
         .find(refuses)
         .expect("a variant that refuses");
     let origin = origin(refusing, index, access);
-    let granted = grant(&old, origin, index, access).map(|grant| grant.to_string());
+    let accesses = match access {
+        Access::Read => Accesses::Read,
+        Access::Write => Accesses::Write,
+    };
+    let granted = grant(&old, origin, index, accesses).map(|grant| grant.to_string());
     assert_eq!(granted.as_deref(), Some(says), "{before}");
     let mut wanted = actions(&old, index);
     for one in &mut wanted {
@@ -144,7 +148,7 @@ fn grant_of_access_refused_by_entry_of_when_stays_in_it() {
             &old,
             origin(&on_amd(&old), index, Access::Read),
             index,
-            Access::Read,
+            Accesses::Read,
         )
         .expect("a grant");
         assert_eq!(granted.to_string(), says);
@@ -184,10 +188,47 @@ fn grant_of_access_refused_by_include_overrides_its_entry_or_adds_narrower_entry
     let compiled = compiled(head, base);
     let index = MsrIndex::new(0x277);
     let origin = origin(&compiled.program().variants()[0], index, Access::Read);
-    let granted = grant(&compiled, origin, index, Access::Read).expect("a grant");
+    let granted = grant(&compiled, origin, index, Accesses::Read).expect("a grant");
     assert_eq!(
         granted.to_string(),
         "base.toml:3 is final, so only a change of it can allow this"
+    );
+}
+
+#[test]
+fn grant_of_both_directions_is_one_entry() {
+    let index = MsrIndex::new(0x277);
+    for (entries, says) in [
+        ("", "to allow: IA32_PAT = \"rw\""),
+        ("0x277 = 'none'\n", "to allow, in line 4: 0x277 = \"rw\""),
+        (
+            "0x277 = { read = 'deny', write = 'deny', why = 'ours' }\n",
+            "to allow, in line 4: read = \"allow\", write = \"allow\"",
+        ),
+        (
+            "'0x270..=0x27f' = 'none'\n",
+            "to allow: IA32_PAT = { read = \"allow\", write = \"allow\" }",
+        ),
+    ] {
+        let compiled = compiled(&format!("{HEAD}[msrs]\n{entries}"), "");
+        let origin = origin(&compiled.program().variants()[0], index, Access::Read);
+        let granted = grant(&compiled, origin, index, Accesses::Both).expect("a grant");
+        assert_eq!(granted.to_string(), says);
+    }
+}
+
+#[test]
+fn grant_of_value_that_register_refuses_changes_the_whole_entry() {
+    let text = format!(
+        "{HEAD}[msrs]\n0x277 = {{ register = {{ reset = 0, mask = '0xff', outside = 'deny' }} }}\n"
+    );
+    let compiled = compiled(&text, "");
+    let index = MsrIndex::new(0x277);
+    let origin = origin(&compiled.program().variants()[0], index, Access::Write);
+    let granted = grant(&compiled, origin, index, Accesses::Write).expect("a grant");
+    assert_eq!(
+        granted.to_string(),
+        "line 4 answers reads and writes together; to allow, change that entry as a whole"
     );
 }
 
@@ -196,8 +237,8 @@ fn grant_of_last_msr_or_of_access_refused_by_kvm_is_none() {
     let compiled = compiled(HEAD, "");
     let x2apic = MsrIndex::new(0x800);
     assert_eq!(
-        grant(&compiled, Origin::Default, MsrIndex::MAX, Access::Read),
+        grant(&compiled, Origin::Default, MsrIndex::MAX, Accesses::Read),
         None
     );
-    assert_eq!(grant(&compiled, Origin::Kvm, x2apic, Access::Read), None);
+    assert_eq!(grant(&compiled, Origin::Kvm, x2apic, Accesses::Read), None);
 }

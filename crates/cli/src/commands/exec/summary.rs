@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
-use msrgate_filter::ExitReason;
+use msrgate_filter::{Access, Accesses, ExitReason};
 use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Compiled, FileId, Log, Origin, Program, grant, registers, shown_json};
 use msrgate_state::{Event, Recorded, Snapshot};
 use serde_json::json;
 
+use super::AtOpenDoor;
 use super::supported::origin;
 use crate::output::count;
 
@@ -25,9 +26,16 @@ pub(super) enum Time {
 
 /// Returns the sentence for a run without a VM. Programs such as `qemu-system-x86_64 -version` end as they would, so only
 /// the file of `--summary` gets it.
-pub(super) fn without_vm(policy: &str) -> String {
-    format!("msrgate: {policy} guarded no VM: no program of the run has got one of KVM\n")
+pub(super) fn without_vm(policy: &str, at_open_door: AtOpenDoor) -> String {
+    let why = match at_open_door {
+        AtOpenDoor::Refuse => "no program of the run has got one of KVM",
+        AtOpenDoor::LetPass => UNGUARDED,
+    };
+    format!("msrgate: {policy} guarded no VM: {why}\n")
 }
+
+/// The warning of a run under `--fail-open`.
+const UNGUARDED: &str = "under --fail-open, VMs of programs that do not load msrgate's library run without the policy, and are not counted";
 
 /// Returns the sentence for a run whose state page cannot be read at its end. The page is the VMM's to write, and its guest
 /// may have taken the VMM over.
@@ -39,7 +47,13 @@ pub(super) fn without_page(policy: &str, why: &str) -> String {
 
 /// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
 /// no VM.
-pub(super) fn text(snapshot: &Snapshot, compiled: &Compiled, policy: &str, time: Time) -> String {
+pub(super) fn text(
+    snapshot: &Snapshot,
+    compiled: &Compiled,
+    policy: &str,
+    time: Time,
+    at_open_door: AtOpenDoor,
+) -> String {
     let guarded = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
     if guarded == 0 {
         return String::new();
@@ -97,11 +111,14 @@ pub(super) fn text(snapshot: &Snapshot, compiled: &Compiled, policy: &str, time:
     for list in [refused, seen] {
         let listed = if is_audit { list.len() } else { LISTED };
         for one in list.iter().take(listed) {
-            let _ = writeln!(text, "  {}", line(one, snapshot, compiled, policy));
+            let _ = writeln!(text, "  {}", line(one, &list, snapshot, compiled, policy));
         }
         if let Some(more @ 1..) = list.len().checked_sub(listed) {
             let kinds = count(more, "more kind", "more kinds");
-            let _ = writeln!(text, "  and {kinds}; to have all, name a file by --events");
+            let _ = writeln!(
+                text,
+                "  and {kinds}; the file of --events has those that its limit of 1,000 events a second lets through"
+            );
         }
     }
     if snapshot.others() > 0 {
@@ -110,6 +127,9 @@ pub(super) fn text(snapshot: &Snapshot, compiled: &Compiled, policy: &str, time:
             "  and {} of kinds that found no place to be recorded",
             snapshot.others()
         );
+    }
+    if at_open_door == AtOpenDoor::LetPass {
+        let _ = writeln!(text, "  {UNGUARDED}");
     }
     text
 }
@@ -144,9 +164,31 @@ fn sum(all: &[&Recorded]) -> u64 {
     counts.fold(0, u64::saturating_add)
 }
 
+/// Returns the directions in which the same line of the policy, or its default, has refused this MSR: one change of the
+/// policy can allow both.
+fn refused_together(one: &Recorded, all: &[&Recorded]) -> Accesses {
+    let is_other = |other: &&Recorded| {
+        other.first.kind.index == one.first.kind.index
+            && other.first.kind.access != one.first.kind.access
+            && other.first.kind.reason == ExitReason::Filter
+            && other.first.origin == one.first.origin
+    };
+    match one.first.kind.access {
+        _ if all.iter().any(is_other) => Accesses::Both,
+        Access::Read => Accesses::Read,
+        Access::Write => Accesses::Write,
+    }
+}
+
 /// Returns a line such as `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s;
 /// to allow: …`.
-fn line(one: &Recorded, snapshot: &Snapshot, compiled: &Compiled, policy: &str) -> String {
+fn line(
+    one: &Recorded,
+    all: &[&Recorded],
+    snapshot: &Snapshot,
+    compiled: &Compiled,
+    policy: &str,
+) -> String {
     let (first, kind) = (&one.first, one.first.kind);
     let access = kind.access.to_string();
     let accesses = count(
@@ -182,7 +224,8 @@ fn line(one: &Recorded, snapshot: &Snapshot, compiled: &Compiled, policy: &str) 
     } else if kind.reason == ExitReason::Filter {
         let by = origin(compiled.program(), first.origin, policy);
         let _ = write!(text, " by {by}, {who}{when}");
-        if let Some(grant) = grant(compiled, first.origin, kind.index, kind.access) {
+        let accesses = refused_together(one, all);
+        if let Some(grant) = grant(compiled, first.origin, kind.index, accesses) {
             let _ = write!(text, "; {grant}");
         }
     } else {
@@ -280,7 +323,13 @@ mod tests {
     fn headline_says_at_least_once_accesses_found_no_place() {
         let (few, many) = (after_reads(100), after_reads(20_000));
         let headline = |snapshot: &Snapshot| {
-            let text = text(snapshot, &compiled(), "guest.toml", Time::End);
+            let text = text(
+                snapshot,
+                &compiled(),
+                "guest.toml",
+                Time::End,
+                AtOpenDoor::Refuse,
+            );
             text.lines().next().unwrap().to_owned()
         };
         let begin = "msrgate: guest.toml guarded 1 VM, and refused";

@@ -43,6 +43,10 @@ fn unsupported(rule: Rule<'_>) -> Option<(&'static str, &'static str)> {
             "log = \"all\"",
             "each access would have to be carried to its register: write `log = \"first\"`",
         )),
+        _ if rule.log == Log::All => Some((
+            "log = \"all\"",
+            "the vCPU's registers are not asked for at each exit: write `log = \"denied\"`, which has each refusal",
+        )),
         _ => None,
     }
 }

@@ -23,6 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
+use super::AtOpenDoor;
 use super::door::{self, Knock, Wish};
 use super::events::{Events, Untold};
 use super::handover::{self, Received, Watcher};
@@ -35,6 +36,7 @@ use crate::failure::Failure;
 /// The watcher's task.
 pub(super) struct Watch {
     compiled: Compiled,
+    at_open_door: AtOpenDoor,
     policy: String,
     events: Option<Events>,
     report: Report,
@@ -82,6 +84,7 @@ impl Watch {
             policy: launch.policy,
             events: launch.events,
             report: launch.report,
+            at_open_door: launch.at_open_door,
             written: String::new(),
             pidfd,
         })
@@ -240,7 +243,7 @@ impl Watch {
     fn write_summary(&mut self, page: &StateFile, speaker: &Speaker) {
         let mut text = self.text_of_end(page);
         if text.is_empty() {
-            text = summary::without_vm(&self.policy);
+            text = summary::without_vm(&self.policy, self.at_open_door);
         }
         let Report::File(file) = &mut self.report else {
             return;
@@ -266,7 +269,13 @@ impl Watch {
 
     fn text(&self, page: &StateFile, time: Time) -> String {
         match snapshot(page) {
-            Ok(snapshot) => summary::text(&snapshot, &self.compiled, &self.policy, time),
+            Ok(snapshot) => summary::text(
+                &snapshot,
+                &self.compiled,
+                &self.policy,
+                time,
+                self.at_open_door,
+            ),
             Err(why) => summary::without_page(&self.policy, &why),
         }
     }
