@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use msrgate_policy::import::{Format, Gap, Imported, Scope, import, print};
+use msrgate_policy::import::{Format, Imported, Scope, import, print};
 use msrgate_policy::{one_line, shown_name};
 
 use crate::cli::{FromArg, ImportArgs};
@@ -64,15 +64,14 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
             name, imported.format
         ));
         return Ok(match imported.gap {
-            Some(Gap::CutOff) => Answer::Incomplete,
-            _ => Answer::No,
+            Some(_) => Answer::Incomplete,
+            None => Answer::No,
         });
     }
     out.write_all(print(&imported, name).as_bytes())?;
     Ok(match (imported.gap, imported.scope) {
-        // A file that was cut off gives an incomplete answer, because the missing part may deny more
-        // accesses. A log that has lost messages does not: no better log exists, so a note is enough.
-        (Some(Gap::CutOff), _) => Answer::Incomplete,
+        // The missing part of a file or of a log may deny more accesses.
+        (Some(_), _) => Answer::Incomplete,
         // The policy is taken from the part of a program for one processor. On all other processors the
         // policy may allow a guest more than the program does.
         (_, Scope::Like(_)) => Answer::No,
