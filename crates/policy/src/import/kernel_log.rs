@@ -104,7 +104,7 @@ impl Log {
             (None, None, _) if is_about_msrs(&entry.text) => {
                 drafts.lose(
                     Some(entry.number),
-                    "this line was skipped: KVM wrote it, but msrgate finds no MSR in it",
+                    "this line was skipped: a kernel wrote it about an MSR, but msrgate cannot read its message",
                 );
             }
             (None, None, _) => {
@@ -216,8 +216,13 @@ fn counts(both: [Option<Seen>; 2]) -> String {
     let counts: Vec<_> = directions
         .filter_map(|(word, seen)| {
             let seen = seen?;
+            let is_of_both = seen.first.iter().flatten().count() == 2;
             let dropped = if seen.is_only(Got::Dropped) {
                 " (KVM drops it)"
+            } else if seen.is_only(Got::Cut)
+                || is_of_both && seen.has(Got::Cut) && seen.has(Got::Dropped)
+            {
+                " (KVM drops bits of it)"
             } else {
                 ""
             };
@@ -264,10 +269,17 @@ fn dropped(line: &str) -> Option<u64> {
     is_dropped.then_some(0)
 }
 
-/// Returns true if a line in small letters is any message of KVM about RDMSR or WRMSR.
+/// Returns true if a line in small letters is any message of KVM about RDMSR or WRMSR, or of a guest's
+/// kernel.
 fn is_about_msrs(line: &str) -> bool {
-    is_of_kvm(line)
-        && ["rdmsr:", "wrmsr:", "rdmsr(", "wrmsr("]
-            .iter()
-            .any(|word| line.contains(word))
+    let is_name = |next: char| next.is_ascii_alphanumeric() || matches!(next, '_' | '+' | '-');
+    // The names of functions in a call trace, such as `kvm_emulate_wrmsr+0x1c`, are no words.
+    let has_word = |word: &str| {
+        let mut places = line.match_indices(word);
+        places.any(|(at, _)| {
+            !line[..at].ends_with(is_name) && !line[at + word.len()..].starts_with(is_name)
+        })
+    };
+    line.contains(message::OF_GUEST)
+        || is_of_kvm(line) && (has_word("rdmsr") || has_word("wrmsr") || line.contains(", nop"))
 }

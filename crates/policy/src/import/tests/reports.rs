@@ -78,6 +78,95 @@ fn import_of_log_leaves_writes_that_kvm_drops_to_kvm() {
     );
 }
 
+/// KVM for AMD takes BTF out of a value, and keeps LBR, which has an effect.
+#[test]
+fn import_of_log_does_not_call_write_dropped_if_a_bit_of_it_may_stay() {
+    for (value, comment) in [
+        ("0x1", "wrmsr once (KVM drops it)"),
+        ("0x2", "wrmsr once (KVM drops it)"),
+        ("0x3", "wrmsr once (KVM drops bits of it)"),
+    ] {
+        let log = format!(
+            "kvm_amd: kvm [1]: vcpu0, guest rIP: 0x1000 Unhandled WRMSR(0x1d9) = {value}\n"
+        );
+        assert_eq!(entries_of(log.as_bytes()), [(0x1d9, WRITE_LEFT)], "{value}");
+        let imported = import(log.as_bytes(), None).unwrap();
+        let why = imported.entries[0].why.as_deref();
+        assert_eq!(why, Some(comment), "{value}");
+    }
+}
+
+/// A line about an MSR that msrgate cannot read is named, alone or among others.
+#[test]
+fn import_of_log_names_line_without_colon_and_no_line_of_call_trace() {
+    let known = "[1.0] kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n";
+    for (line, is_named) in [
+        (
+            "[1.1] kvm: 23090: cpu0 unhandled wrmsr 0x391 data 2000000f",
+            true,
+        ),
+        ("[1.1] kvm [1]: vcpu0 ignored rdmsr=0x391", true),
+        ("[1.1] kvm_set_msr_common: MSR_IA32_NEW 0x1, nop", true),
+        ("[1.1] unchecked MSR access error: WRMSR 0x48", true),
+        ("[1.1]  ? kvm_emulate_wrmsr+0x1c/0x50 [kvm]", false),
+        ("[1.1]  handle_rdmsr+0x43/0x80 [kvm_intel]", false),
+        ("[1.1]  native_wrmsr 0x391", false),
+    ] {
+        for (before, number) in [("", 1), (known, 2)] {
+            let log = format!("{before}{line}\n");
+            let imported = import(log.as_bytes(), Some(Format::KernelLog)).unwrap();
+            let lines: Vec<_> = imported.losses.iter().map(|loss| loss.line).collect();
+            let wanted = Vec::from_iter(is_named.then_some(Some(number)));
+            assert_eq!(lines, wanted, "{log}");
+        }
+    }
+}
+
+/// A guest cannot change a register of which KVM refuses or drops its writes.
+#[test]
+fn import_of_fingerprint_refuses_writes_that_kvm_refuses() {
+    let of = |index: u32| {
+        let bitmap = "1".repeat(64);
+        let fingerprint = format!(
+            r#"{{"guest_cpu_config":{{"kvm_capabilities":[],"cpuid_modifiers":[],"msr_modifiers":[{{"addr":"{index:#x}","bitmap":"0b{bitmap}"}}]}}}}"#
+        );
+        let entries = entries_of(fingerprint.as_bytes());
+        (entries[0].1.clone(), remarks_of(fingerprint.as_bytes()))
+    };
+    for constant in [0x17, 0xce, 0xcf, 0x10a] {
+        let wanted = [Some(Action::Value(u64::MAX)), Some(Action::Deny)];
+        assert_eq!(of(constant), (wanted, Vec::new()), "{constant:#x}");
+    }
+    let allow = || Some(Action::Allow);
+    let refused = [0x34, 0x9e, 0xfe, 0x179, 0x345, 0x480, 0x491, 0x606];
+    for (indices, actions, says) in [
+        (
+            &refused[..],
+            [allow(), Some(Action::Deny)],
+            "refuses writes, as KVM does",
+        ),
+        (
+            &[0x8b, 0x79],
+            [allow(), allow()],
+            "KVM drops a guest's writes",
+        ),
+        (
+            &[0x10, 0x3a, 0x174],
+            [allow(), allow()],
+            "a guest may change them",
+        ),
+    ] {
+        for &index in indices {
+            let (entry, remarks) = of(index);
+            assert_eq!(entry, actions, "{index:#x}");
+            assert!(
+                remarks.len() == 1 && remarks[0].contains(says),
+                "{index:#x}: {remarks:?}"
+            );
+        }
+    }
+}
+
 /// KVM knows such a register, and takes other values.
 #[test]
 fn import_of_log_with_refused_value_leaves_register_to_kvm_with_remark() {
