@@ -307,7 +307,7 @@ pub(crate) enum FromArg {
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,
-    /// Firecracker's list of the MSRs that a guest could read: `MSR_ADDR,VALUE`
+    /// Firecracker's list of the MSRs that a guest could read: `MSR_ADDR,VALUE`, or `MSR_ADDR,STATUS,VALUE`
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,

@@ -98,7 +98,7 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
         (
             "kvm [1]: ignored rdmsr: 0x10\nkvm_msr_ignored_check: 120 callbacks suppressed\n",
             2,
-            Some("not imported: list:2: the log says that 120 messages are missing"),
+            Some("note: list:2: the log says that 120 messages are missing"),
         ),
     ] {
         fs::write(folder.join("list"), text).expect("a file");

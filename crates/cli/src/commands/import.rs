@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use msrgate_policy::import::{Format, Imported, Scope, import, print};
+use msrgate_policy::import::{Format, Imported, LossKind, Scope, import, print};
 use msrgate_policy::{one_line, shown_name};
 
 use crate::cli::{FromArg, ImportArgs};
@@ -93,7 +93,7 @@ fn read(from: File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Prints to standard error what the policy leaves out.
+/// Prints to standard error what the policy leaves out, and what is unsure.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     match &imported.scope {
@@ -107,12 +107,16 @@ fn remark(name: &str, imported: &Imported) {
         _ => {}
     }
     for loss in &imported.losses {
+        let label = match loss.kind {
+            LossKind::Note => "note",
+            _ => "not imported",
+        };
         let place = match loss.line {
             Some(line) => format!("{name}:{line}"),
             None => name.to_owned(),
         };
         output::say(&format_args!(
-            "{yellow}not imported{yellow:#}: {place}: {}\n",
+            "{yellow}{label}{yellow:#}: {place}: {}\n",
             one_line(&loss.what)
         ));
     }

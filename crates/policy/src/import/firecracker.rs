@@ -10,7 +10,7 @@
 //! would have no effect.
 //!
 //! Firecracker's lists of readable registers are text: `MSR_ADDR,VALUE`, and a line for each
-//! register.
+//! register. Older lists have a column `STATUS` and also the registers that could not be read.
 
 use std::ops::RangeInclusive;
 
@@ -238,28 +238,48 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
     drafts.lose(None, what);
 }
 
-/// The first line of a list.
-const HEAD: &str = "MSR_ADDR,VALUE";
+/// The first line of a list, of today's tools and of older ones.
+const HEADS: [&str; 2] = ["MSR_ADDR,VALUE", "MSR_ADDR,STATUS,VALUE"];
 
 /// Returns true if a line is the head of a list.
 pub(super) fn is_head(line: &str) -> bool {
-    line.trim().eq_ignore_ascii_case(HEAD)
+    HEADS
+        .iter()
+        .any(|head| line.trim().eq_ignore_ascii_case(head))
 }
 
 /// Returns true if a line without its line feed still names its register: a comma and a value
 /// follow the index.
 pub(super) fn is_whole(line: &str) -> bool {
-    is_head(line) || pair(line).is_some()
+    is_head(line) || row(line).is_some()
 }
 
-/// Returns the two numbers of a line.
-fn pair(line: &str) -> Option<(u64, u64)> {
+/// A line of a list.
+#[derive(Clone, Copy)]
+enum Row {
+    /// The address of a register that a guest could read.
+    Readable(u64),
+    /// A register that a guest could not read.
+    Unreadable,
+}
+
+/// Parses `0x10,0x5`, `0x10,implemented,0x5` or `0x2,unimplemented,0x0`.
+fn row(line: &str) -> Option<Row> {
+    // Older tools print the number 0 without `0x`.
     let number = |text: &str| match hexadecimal(text) {
         Some((number, "")) => Some(number),
-        _ => None,
+        _ => (text == "0").then_some(0),
     };
-    let (address, value) = line.trim().split_once(',')?;
-    Some((number(address)?, number(value)?))
+    let (address, rest) = line.trim().split_once(',')?;
+    let address = number(address)?;
+    match rest.split_once(',') {
+        None => number(rest).map(|_| Row::Readable(address)),
+        Some(("implemented", value)) => number(value).map(|_| Row::Readable(address)),
+        Some(("unimplemented", value)) => {
+            (value.is_empty() || number(value).is_some()).then_some(Row::Unreadable)
+        }
+        Some(_) => None,
+    }
 }
 
 /// Reads a list of readable registers. The values are those of one moment, and are not used.
@@ -271,11 +291,16 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         if line.is_empty() || is_head(line) {
             continue;
         }
-        match pair(line).map(|(address, _)| u32::try_from(address)) {
+        let address = match row(line) {
+            Some(Row::Unreadable) => continue,
+            Some(Row::Readable(address)) => Some(address),
+            None => None,
+        };
+        match address.map(u32::try_from) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
                     let what = format!("the list names {index:#x} twice");
-                    drafts.lose(Some(number), what);
+                    drafts.note(Some(number), what);
                 }
             }
             Some(Err(_)) => drafts.lose(
@@ -284,7 +309,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
             ),
             None => drafts.lose(
                 Some(number),
-                "this line is not `0xADDRESS,0xVALUE` and was skipped",
+                "this line is not `0xADDRESS,0xVALUE` or `0xADDRESS,implemented,0xVALUE` and was skipped",
             ),
         }
     }

@@ -47,8 +47,8 @@ struct Log {
     dropped: Option<usize>,
     /// The number of messages that such lines report.
     suppressed: u64,
-    /// The registers that the VMM wrote while it reset a vCPU.
-    reset: BTreeSet<MsrIndex>,
+    /// The accesses that the VMM made while a vCPU was at the reset vector.
+    reset: BTreeSet<(MsrIndex, Access)>,
     /// The lines of the first message of KVM, and of the first message of a guest's kernel.
     of_kvm: Option<usize>,
     of_guest: Option<usize>,
@@ -120,9 +120,10 @@ impl Log {
 
     fn count(&mut self, number: usize, message: Message, times: usize, drafts: &mut Drafts) {
         if message.is_reset {
-            if self.reset.insert(message.index) {
+            let access = message.access;
+            if self.reset.insert((message.index, access)) {
                 let what = format!(
-                    "{}: this write is at rIP 0xfff0, so the VMM made it while it reset a vCPU, and not the guest; the policy says nothing of such writes",
+                    "{}: this {access} is at rIP 0xfff0, the reset vector, so the VMM made it, and not the guest; the policy says nothing of such {access}s",
                     titled(message.index)
                 );
                 drafts.lose(Some(number), what);
@@ -151,11 +152,11 @@ impl Log {
             let what = format!(
                 "the log says that {messages} missing, so the policy may lack registers; record a trace of kvm:kvm_msr, and compare it with the policy by `msrgate replay`"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
             drafts.lacks(Gap::LostMessages);
         }
         if let (Some(_), Some(line)) = (self.of_kvm, self.of_guest) {
-            drafts.lose(
+            drafts.note(
                 Some(line),
                 "the log has messages of KVM, so this one, of the kernel whose log it is, may be about an access of the host itself; it was read as an access of a guest",
             );
@@ -190,22 +191,22 @@ impl Seen {
         let others = |got| self.has(got) && !self.is_only(got);
         if let Some(line) = self.first[Got::FaultOfValue as usize] {
             let what = format!(
-                "{name}: the guest got #GP for this value, but KVM may take other values, so the policy leaves {access}s to KVM, which refuses this value again"
+                "{name}: the guest got #GP for this value, but KVM may take other values, so the policy leaves {access}s to KVM; a KVM of the same version refuses this value again"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
         }
         if let Some(line) = self.first[Got::Unknown as usize] {
             let what = format!(
                 "{name}: the message does not tell if the guest got #GP, so the policy leaves {access}s to KVM"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
         }
         if others(Got::Fault) || others(Got::Answered) {
             let changed = self.first.iter().flatten().max().copied();
             let what = format!(
                 "{name}: KVM did not treat all {access}s alike, so the policy leaves {access}s to KVM"
             );
-            drafts.lose(changed, what);
+            drafts.note(changed, what);
         }
     }
 }

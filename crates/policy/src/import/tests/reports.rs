@@ -278,18 +278,75 @@ fn import_of_journal_records_is_import_of_their_messages() {
     assert_eq!(entries_of(pretty), [(0x611, READ_REFUSED)]);
 }
 
-/// The VMM writes while it resets a vCPU, and the guest does not.
+/// The VMM reads and writes before a vCPU runs and while it resets it, and the guest does not.
 #[test]
-fn import_of_log_skips_writes_of_reset_with_remark() {
+fn import_of_log_skips_accesses_at_reset_vector_with_remark() {
     let log = b"kvm [1]: vcpu0, guest rIP: 0xfff0 ignored wrmsr: 0x1ad data 0x1\n\
         kvm [1]: vcpu1, guest rIP: 0xfff0 ignored wrmsr: 0x1ad data 0x1\n\
+        kvm [1]: vcpu0, guest rIP: 0xfff0 unhandled rdmsr: 0xe1\n\
         kvm [1]: vcpu0, guest rIP: 0xfff01 ignored wrmsr: 0x1ae data 0x1\n";
     assert_eq!(entries_of(log), [(0x1ae, [None, Some(Action::Ignore)])]);
     let remarks = remarks_of(log);
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
     assert!(
-        remarks.len() == 1 && remarks[0].contains("0xfff0"),
+        remarks[0].contains("this write is at rIP 0xfff0"),
         "{remarks:?}"
     );
+    assert!(
+        remarks[1].contains("this read is at rIP 0xfff0"),
+        "{remarks:?}"
+    );
+}
+
+/// Older lists have the registers that a guest could not read, too.
+#[test]
+fn import_of_older_list_allows_reads_of_implemented_registers() {
+    let list = b"MSR_ADDR,STATUS,VALUE\n0,implemented,0x0\n0x10,implemented,0x5\n\
+        0x11,unimplemented,0x0\n0x12,unimplemented,\n0x13,guessed,0x0\n";
+    let read = [Some(Action::Allow), Some(Action::Deny)];
+    assert_eq!(entries_of(list), [(0, read.clone()), (0x10, read)]);
+    let remarks = remarks_of(list);
+    assert!(
+        remarks.iter().any(|remark| remark.starts_with("line 6: ")),
+        "{remarks:?}"
+    );
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
+}
+
+/// Windows writes logs in UTF-16, and puts a mark before UTF-8.
+#[test]
+fn import_of_text_in_utf_16_names_encoding() {
+    let text = "kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
+    let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for wide in [
+        little.clone(),
+        big.clone(),
+        [&b"\xff\xfe"[..], &little].concat(),
+        [&b"\xfe\xff"[..], &big].concat(),
+    ] {
+        for format in [None, Some(Format::KernelLog)] {
+            let error = import(&wide, format).unwrap_err().to_string();
+            assert!(error.contains("UTF-16"), "{error}");
+        }
+    }
+    let marked = [&b"\xef\xbb\xbf"[..], text.as_bytes()].concat();
+    assert_eq!(entries_of(&marked), [(0x611, READ_REFUSED)]);
+}
+
+/// A line that has an entry is no part that could not be imported.
+#[test]
+fn policy_counts_notes_apart_from_parts_that_were_left_out() {
+    let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n\
+        kvm [1]: vcpu0, guest rIP: 0x1000 Unhandled WRMSR(0x48) = 0x4\n";
+    let list = b"0x10 0x0 # A\n0x10 0x0 # A\n";
+    for file in [&log[..], list] {
+        let imported = import(file, None).unwrap();
+        assert_eq!(imported.losses[0].kind, LossKind::Note);
+        let policy = print(&imported, "FILE");
+        assert!(policy.contains("printed a note about it"), "{policy}");
+        assert!(!policy.contains("could not be imported"), "{policy}");
+    }
 }
 
 /// The guest got #GP, and survived it.
