@@ -253,8 +253,8 @@ pub(crate) struct ReplayArgs {
     pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script`, `perf trace` or `trace-cmd report`, or JSON lines, such as events of `exec`;
     /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, none of
-    /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, lines could not be
-    /// read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
+    /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, accesses went
+    /// to user space without their MSRs' names, lines could not be read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
     pub(crate) trace: PathBuf,
     /// Replay only the accesses of this task: the name of a thread (`CPU 0/KVM`), the number of a thread or a process, or
     /// both as in a trace (`CPU 0/KVM-16856`). May be given several times. If the trace does not name the task of an
@@ -307,7 +307,7 @@ pub(crate) enum FromArg {
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,
-    /// Firecracker's list of the MSRs that a guest could read: `MSR_ADDR,VALUE`
+    /// Firecracker's list of the MSRs that a guest could read: `MSR_ADDR,VALUE`, or `MSR_ADDR,STATUS,VALUE`
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,

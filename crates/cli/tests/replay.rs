@@ -97,11 +97,15 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
     let lost = b"CPU:1 [LOST 500 EVENTS]\n";
     let overwritten = b"# entries-in-buffer/entries-written: 45/160   #P:2\n";
     let nothing = b"# tracer: nop\n";
+    let deflected = b"q-1 [000] 1.0: kvm_userspace_exit: reason KVM_EXIT_X86_RDMSR (29)\n";
+    let handled = b"q-1 [000] 1.0: kvm_userspace_exit: reason KVM_EXIT_IO (2)\n";
     for (more, code_of_allowed) in [
         (&nothing[..], 0),
         (unreadable, 2),
         (lost, 2),
         (overwritten, 2),
+        (deflected, 2),
+        (handled, 0),
     ] {
         for (access, wanted) in [(ALLOWED, code_of_allowed), (REFUSED, 1)] {
             let trace = [more, access].concat();

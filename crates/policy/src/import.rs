@@ -39,7 +39,7 @@ use crate::policy::Settings;
 use drafts::Drafts;
 
 pub use compiled::{compiled_filter, is_compiled_filter};
-pub use draft::{Draft, Gap, Loss, Scope};
+pub use draft::{Draft, Gap, Loss, LossKind, Scope};
 pub use print::print;
 pub use with_reasons::CompiledFilter;
 
@@ -52,7 +52,8 @@ pub enum Format {
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint, in JSON.
     Firecracker,
-    /// Firecracker's list of the MSRs that a guest could read, with their values: `MSR_ADDR,VALUE`.
+    /// Firecracker's list of the MSRs that a guest could read, with their values: `MSR_ADDR,VALUE`, or
+    /// `MSR_ADDR,STATUS,VALUE` with a status `implemented` or `unimplemented`.
     FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
@@ -86,7 +87,7 @@ impl Format {
             }
             Self::FirecrackerList => "The guest can read the registers that the list names.",
             Self::MsrSafe => {
-                "The guest can read the registers that the allowlist names, and write the bits that the allowlist permits."
+                "The guest can read the registers that the allowlist names, and write the bits that the allowlist permits. Where it permits only a part of the bits, and a policy cannot mask the register, all writes are refused."
             }
             Self::Compiled => "The policy decides every access as the compiled filter does.",
             Self::Program => "The policy decides and answers every access as the program does.",
@@ -119,7 +120,7 @@ pub struct Imported {
     pub settings: Settings,
     /// The entries, sorted by index; no two overlap.
     pub entries: Vec<Draft>,
-    /// The parts that a policy cannot express, in the order of the file.
+    /// The parts that a policy cannot express, and remarks on others, in the order of the file.
     pub losses: Vec<Loss>,
     /// The sign that a part of the file is missing, if there is one. [`losses`](Self::losses)
     /// mentions the missing part, too.
@@ -199,6 +200,14 @@ impl std::error::Error for ImportError {}
 /// format. In line-based formats, a line that cannot be read causes a remark, and so does a last
 /// line that may be cut off.
 pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
+    if detect::is_utf_16(bytes) {
+        return Err(ImportError::Bytes(
+            "the file is text in UTF-16; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"
+                .to_owned(),
+        ));
+    }
+    // The mark that some editors put before a text in UTF-8.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let format = match format {
         Some(format) => format,
         None => detect::detect(bytes)?,

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use msrgate_policy::import::{Format, Gap, Imported, Scope, import, print};
+use msrgate_policy::import::{Format, Imported, LossKind, Scope, import, print};
 use msrgate_policy::{one_line, shown_name};
 
 use crate::cli::{FromArg, ImportArgs};
@@ -64,15 +64,14 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
             name, imported.format
         ));
         return Ok(match imported.gap {
-            Some(Gap::CutOff) => Answer::Incomplete,
-            _ => Answer::No,
+            Some(_) => Answer::Incomplete,
+            None => Answer::No,
         });
     }
     out.write_all(print(&imported, name).as_bytes())?;
     Ok(match (imported.gap, imported.scope) {
-        // A file that was cut off gives an incomplete answer, because the missing part may deny more
-        // accesses. A log that has lost messages does not: no better log exists, so a note is enough.
-        (Some(Gap::CutOff), _) => Answer::Incomplete,
+        // The missing part of a file or of a log may deny more accesses.
+        (Some(_), _) => Answer::Incomplete,
         // The policy is taken from the part of a program for one processor. On all other processors the
         // policy may allow a guest more than the program does.
         (_, Scope::Like(_)) => Answer::No,
@@ -94,7 +93,7 @@ fn read(from: File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Prints to standard error what the policy leaves out.
+/// Prints to standard error what the policy leaves out, and what is unsure.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     match &imported.scope {
@@ -108,12 +107,16 @@ fn remark(name: &str, imported: &Imported) {
         _ => {}
     }
     for loss in &imported.losses {
+        let label = match loss.kind {
+            LossKind::Note => "note",
+            _ => "not imported",
+        };
         let place = match loss.line {
             Some(line) => format!("{name}:{line}"),
             None => name.to_owned(),
         };
         output::say(&format_args!(
-            "{yellow}not imported{yellow:#}: {place}: {}\n",
+            "{yellow}{label}{yellow:#}: {place}: {}\n",
             one_line(&loss.what)
         ));
     }

@@ -71,6 +71,16 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
     }
 }
 
+/// Returns true for a text in UTF-16: it has a mark, or each of its first letters has a zero byte.
+pub(super) fn is_utf_16(bytes: &[u8]) -> bool {
+    let is_text = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    match *bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
+        [first, 0, second, 0, ..] | [0, first, 0, second, ..] => is_text(first) && is_text(second),
+        _ => false,
+    }
+}
+
 /// Returns true for records of a journal, one a line or each over several lines.
 fn is_journal(bytes: &[u8]) -> bool {
     memchr::memmem::find(bytes, b"\"MESSAGE\"").is_some()

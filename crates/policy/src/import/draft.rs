@@ -63,10 +63,22 @@ pub enum Gap {
     CutOff,
 }
 
-/// A part of a file that a policy cannot express.
+/// The consequence of a [`Loss`] for the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LossKind {
+    /// The policy lacks the part.
+    LeftOut,
+    /// The policy has an entry for the part, or needs none. The remark tells what is unsure.
+    Note,
+}
+
+/// A part of a file that a policy cannot express, or of which something is unsure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
+    /// The consequence for the policy.
+    pub kind: LossKind,
     /// The line, counted from 1. `None`: the whole file, or a part of JSON.
     pub line: Option<usize>,
     /// The description of the part, and the rule that holds in its place.

@@ -4,7 +4,7 @@
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
-use super::draft::{Draft, Gap, Loss, Scope};
+use super::draft::{Draft, Gap, Loss, LossKind, Scope};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 
@@ -104,10 +104,17 @@ impl Drafts {
 
     /// Adds a remark about a part that a policy cannot express.
     pub(super) fn lose(&mut self, line: Option<usize>, what: impl Into<String>) {
-        self.losses.push(Loss {
-            line,
-            what: one_line(&what.into()),
-        });
+        self.remark(LossKind::LeftOut, line, &what.into());
+    }
+
+    /// Adds a remark about a part that the policy has, or that needs no entry.
+    pub(super) fn note(&mut self, line: Option<usize>, what: impl Into<String>) {
+        self.remark(LossKind::Note, line, &what.into());
+    }
+
+    fn remark(&mut self, kind: LossKind, line: Option<usize>, what: &str) {
+        let what = one_line(what);
+        self.losses.push(Loss { kind, line, what });
     }
 
     /// Records a sign that a part of the file is missing. The gravest sign is kept.

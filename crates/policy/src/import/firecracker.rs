@@ -10,7 +10,9 @@
 //! would have no effect.
 //!
 //! Firecracker's lists of readable registers are text: `MSR_ADDR,VALUE`, and a line for each
-//! register.
+//! register. Older lists have a column `STATUS` and also the registers that could not be read.
+
+use std::ops::RangeInclusive;
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{Action, MsrRange};
@@ -127,58 +129,157 @@ fn template(bytes: &[u8]) -> serde_json::Result<Template> {
     serde_json::from_slice(bytes)
 }
 
+/// The effect of a guest's writes under KVM.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// KVM refuses them, and the register always has the value that the VMM gave it.
+    Constant,
+    /// KVM refuses them, but itself changes the value, does not take it from a VMM, or refuses
+    /// reads, too.
+    Refused,
+    /// KVM drops them.
+    Dropped,
+    /// They may change the register.
+    Taken,
+}
+
 /// Registers that KVM's own checks let a guest only read, and whose value is all that a guest
-/// needs: `IA32_PLATFORM_ID`, `IA32_CORE_CAPABILITIES`, `IA32_ARCH_CAPABILITIES`.
-const CONSTANT: [u32; 3] = [0x17, 0xcf, 0x10a];
+/// needs: `IA32_PLATFORM_ID`, `MSR_PLATFORM_INFO`, `IA32_CORE_CAPABILITIES`,
+/// `IA32_ARCH_CAPABILITIES`.
+const CONSTANT: [u32; 4] = [0x17, 0xce, 0xcf, 0x10a];
+
+/// Other registers of which KVM refuses a guest's writes: only the VMM may write them, or
+/// `kvm_set_msr_common` has no case for them (6.x, x86.c, vmx.c, pmu.c).
+static REFUSED: [RangeInclusive<u32>; 21] = [
+    0x0..=0x1,                 // IA32_P5_MC_ADDR, IA32_P5_MC_TYPE
+    0x2a..=0x2a,               // IA32_EBL_CR_POWERON
+    0x2c..=0x2c,               // EBC_FREQUENCY_ID
+    0x34..=0x34,               // SMI_COUNT, which counts on
+    0x9e..=0x9e,               // IA32_SMBASE, which a guest cannot read
+    0xcd..=0xcd,               // FSB_FREQ
+    0xfe..=0xfe,               // MTRRcap
+    0x179..=0x179,             // IA32_MCG_CAP
+    0x198..=0x199,             // IA32_PERF_STATUS, IA32_PERF_CTL
+    0x1db..=0x1de,             // LASTBRANCH*IP, LASTINT*IP
+    0x345..=0x345,             // IA32_PERF_CAPABILITIES
+    0x38e..=0x38e,             // IA32_PERF_GLOBAL_STATUS
+    0x480..=0x491,             // the VMX capabilities
+    0x606..=0x606,             // RAPL_POWER_UNIT
+    0x611..=0x611,             // PKG_ENERGY_STATUS
+    0x619..=0x619,             // DRAM_ENERGY_STATUS
+    0x639..=0x639,             // PP0_ENERGY_STATUS
+    0x641..=0x641,             // PP1_ENERGY_STATUS
+    0xc001_0010..=0xc001_0010, // SYSCFG
+    0xc001_0055..=0xc001_0055, // INT_PENDING_MSG
+    0xc001_0112..=0xc001_0113, // TSEG_ADDR, TSEG_MASK
+];
+
+/// Registers of which KVM drops a guest's writes: their cases of `kvm_set_msr_common` end in `break`
+/// (6.x, x86.c).
+const DROPPED: [u32; 10] = [
+    0x79,        // IA32_UCODE_WRITE
+    0x8b,        // IA32_UCODE_REV
+    0x11e,       // BBL_CR_CTL3
+    0xc001_001b, // K7_CLK_CTL
+    0xc001_001f, // NB_CFG
+    0xc001_0020, // PATCH_LOADER
+    0xc001_1022, // DC_CFG
+    0xc001_1023, // TW_CFG
+    0xc001_102a, // BU_CFG2
+    0xc001_102c, // F15H_EX_CFG
+];
+
+fn writes(index: MsrIndex) -> Writes {
+    let index = index.get();
+    if CONSTANT.contains(&index) {
+        Writes::Constant
+    } else if REFUSED.iter().any(|msrs| msrs.contains(&index)) {
+        Writes::Refused
+    } else if DROPPED.contains(&index) {
+        Writes::Dropped
+    } else {
+        Writes::Taken
+    }
+}
 
 fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
     let allow = Draft::new(MsrRange::one(index), [const { Some(Action::Allow) }; 2]);
-    let is_constant = CONSTANT.contains(&index.get());
-    if is_constant && fixed == u64::MAX {
+    let writes = writes(index);
+    if writes == Writes::Constant && fixed == u64::MAX {
         drafts.say(&Draft {
             actions: [Some(Action::Value(value)), Some(Action::Deny)],
             ..allow
         });
         return;
     }
+    let write = match writes {
+        Writes::Constant | Writes::Refused => Action::Deny,
+        Writes::Dropped | Writes::Taken => Action::Allow,
+    };
     drafts.say(&Draft {
         why: Some(format!("bits {fixed:#x} start as {value:#x}")),
+        actions: [Some(Action::Allow), Some(write)],
         ..allow
     });
-    let why = if is_constant {
-        format!(
-            "and leaves {} bits as the host has them, so the policy has no value",
+    let why = match writes {
+        Writes::Constant => &format!(
+            "and leaves {} bits as the host has them, so the policy has no value; it refuses writes, as KVM does",
             fixed.count_zeros()
-        )
-    } else {
-        "but a guest may change them, so the policy has no value".to_owned()
+        ),
+        Writes::Refused => {
+            "but KVM decides what a guest reads, so the policy has no value; it refuses writes, as KVM does"
+        }
+        Writes::Dropped => {
+            "and KVM drops a guest's writes, so the policy leaves the register to KVM"
+        }
+        Writes::Taken => "but a guest may change them, so the policy has no value",
     };
     let what = format!("{index}: the template sets the bits {fixed:#x} to {value:#x}, {why}");
     drafts.lose(None, what);
 }
 
-/// The first line of a list.
-const HEAD: &str = "MSR_ADDR,VALUE";
+/// The first line of a list, of today's tools and of older ones.
+const HEADS: [&str; 2] = ["MSR_ADDR,VALUE", "MSR_ADDR,STATUS,VALUE"];
 
 /// Returns true if a line is the head of a list.
 pub(super) fn is_head(line: &str) -> bool {
-    line.trim().eq_ignore_ascii_case(HEAD)
+    HEADS
+        .iter()
+        .any(|head| line.trim().eq_ignore_ascii_case(head))
 }
 
 /// Returns true if a line without its line feed still names its register: a comma and a value
 /// follow the index.
 pub(super) fn is_whole(line: &str) -> bool {
-    is_head(line) || pair(line).is_some()
+    is_head(line) || row(line).is_some()
 }
 
-/// Returns the two numbers of a line.
-fn pair(line: &str) -> Option<(u64, u64)> {
+/// A line of a list.
+#[derive(Clone, Copy)]
+enum Row {
+    /// The address of a register that a guest could read.
+    Readable(u64),
+    /// A register that a guest could not read.
+    Unreadable,
+}
+
+/// Parses `0x10,0x5`, `0x10,implemented,0x5` or `0x2,unimplemented,0x0`.
+fn row(line: &str) -> Option<Row> {
+    // Older tools print the number 0 without `0x`.
     let number = |text: &str| match hexadecimal(text) {
         Some((number, "")) => Some(number),
-        _ => None,
+        _ => (text == "0").then_some(0),
     };
-    let (address, value) = line.trim().split_once(',')?;
-    Some((number(address)?, number(value)?))
+    let (address, rest) = line.trim().split_once(',')?;
+    let address = number(address)?;
+    match rest.split_once(',') {
+        None => number(rest).map(|_| Row::Readable(address)),
+        Some(("implemented", value)) => number(value).map(|_| Row::Readable(address)),
+        Some(("unimplemented", value)) => {
+            (value.is_empty() || number(value).is_some()).then_some(Row::Unreadable)
+        }
+        Some(_) => None,
+    }
 }
 
 /// Reads a list of readable registers. The values are those of one moment, and are not used.
@@ -190,11 +291,16 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         if line.is_empty() || is_head(line) {
             continue;
         }
-        match pair(line).map(|(address, _)| u32::try_from(address)) {
+        let address = match row(line) {
+            Some(Row::Unreadable) => continue,
+            Some(Row::Readable(address)) => Some(address),
+            None => None,
+        };
+        match address.map(u32::try_from) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
                     let what = format!("the list names {index:#x} twice");
-                    drafts.lose(Some(number), what);
+                    drafts.note(Some(number), what);
                 }
             }
             Some(Err(_)) => drafts.lose(
@@ -203,7 +309,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
             ),
             None => drafts.lose(
                 Some(number),
-                "this line is not `0xADDRESS,0xVALUE` and was skipped",
+                "this line is not `0xADDRESS,0xVALUE` or `0xADDRESS,implemented,0xVALUE` and was skipped",
             ),
         }
     }

@@ -47,8 +47,8 @@ struct Log {
     dropped: Option<usize>,
     /// The number of messages that such lines report.
     suppressed: u64,
-    /// The registers that the VMM wrote while it reset a vCPU.
-    reset: BTreeSet<MsrIndex>,
+    /// The accesses that the VMM made while a vCPU was at the reset vector.
+    reset: BTreeSet<(MsrIndex, Access)>,
     /// The lines of the first message of KVM, and of the first message of a guest's kernel.
     of_kvm: Option<usize>,
     of_guest: Option<usize>,
@@ -104,7 +104,7 @@ impl Log {
             (None, None, _) if is_about_msrs(&entry.text) => {
                 drafts.lose(
                     Some(entry.number),
-                    "this line was skipped: KVM wrote it, but msrgate finds no MSR in it",
+                    "this line was skipped: a kernel wrote it about an MSR, but msrgate cannot read its message",
                 );
             }
             (None, None, _) => {
@@ -120,9 +120,10 @@ impl Log {
 
     fn count(&mut self, number: usize, message: Message, times: usize, drafts: &mut Drafts) {
         if message.is_reset {
-            if self.reset.insert(message.index) {
+            let access = message.access;
+            if self.reset.insert((message.index, access)) {
                 let what = format!(
-                    "{}: this write is at rIP 0xfff0, so the VMM made it while it reset a vCPU, and not the guest; the policy says nothing of such writes",
+                    "{}: this {access} is at rIP 0xfff0, the reset vector, so the VMM made it, and not the guest; the policy says nothing of such {access}s",
                     titled(message.index)
                 );
                 drafts.lose(Some(number), what);
@@ -151,11 +152,11 @@ impl Log {
             let what = format!(
                 "the log says that {messages} missing, so the policy may lack registers; record a trace of kvm:kvm_msr, and compare it with the policy by `msrgate replay`"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
             drafts.lacks(Gap::LostMessages);
         }
         if let (Some(_), Some(line)) = (self.of_kvm, self.of_guest) {
-            drafts.lose(
+            drafts.note(
                 Some(line),
                 "the log has messages of KVM, so this one, of the kernel whose log it is, may be about an access of the host itself; it was read as an access of a guest",
             );
@@ -190,22 +191,22 @@ impl Seen {
         let others = |got| self.has(got) && !self.is_only(got);
         if let Some(line) = self.first[Got::FaultOfValue as usize] {
             let what = format!(
-                "{name}: the guest got #GP for this value, but KVM may take other values, so the policy leaves {access}s to KVM, which refuses this value again"
+                "{name}: the guest got #GP for this value, but KVM may take other values, so the policy leaves {access}s to KVM; a KVM of the same version refuses this value again"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
         }
         if let Some(line) = self.first[Got::Unknown as usize] {
             let what = format!(
                 "{name}: the message does not tell if the guest got #GP, so the policy leaves {access}s to KVM"
             );
-            drafts.lose(Some(line), what);
+            drafts.note(Some(line), what);
         }
         if others(Got::Fault) || others(Got::Answered) {
             let changed = self.first.iter().flatten().max().copied();
             let what = format!(
                 "{name}: KVM did not treat all {access}s alike, so the policy leaves {access}s to KVM"
             );
-            drafts.lose(changed, what);
+            drafts.note(changed, what);
         }
     }
 }
@@ -216,8 +217,13 @@ fn counts(both: [Option<Seen>; 2]) -> String {
     let counts: Vec<_> = directions
         .filter_map(|(word, seen)| {
             let seen = seen?;
+            let is_of_both = seen.first.iter().flatten().count() == 2;
             let dropped = if seen.is_only(Got::Dropped) {
                 " (KVM drops it)"
+            } else if seen.is_only(Got::Cut)
+                || is_of_both && seen.has(Got::Cut) && seen.has(Got::Dropped)
+            {
+                " (KVM drops bits of it)"
             } else {
                 ""
             };
@@ -264,10 +270,17 @@ fn dropped(line: &str) -> Option<u64> {
     is_dropped.then_some(0)
 }
 
-/// Returns true if a line in small letters is any message of KVM about RDMSR or WRMSR.
+/// Returns true if a line in small letters is any message of KVM about RDMSR or WRMSR, or of a guest's
+/// kernel.
 fn is_about_msrs(line: &str) -> bool {
-    is_of_kvm(line)
-        && ["rdmsr:", "wrmsr:", "rdmsr(", "wrmsr("]
-            .iter()
-            .any(|word| line.contains(word))
+    let is_name = |next: char| next.is_ascii_alphanumeric() || matches!(next, '_' | '+' | '-');
+    // The names of functions in a call trace, such as `kvm_emulate_wrmsr+0x1c`, are no words.
+    let has_word = |word: &str| {
+        let mut places = line.match_indices(word);
+        places.any(|(at, _)| {
+            !line[..at].ends_with(is_name) && !line[at + word.len()..].starts_with(is_name)
+        })
+    };
+    line.contains(message::OF_GUEST)
+        || is_of_kvm(line) && (has_word("rdmsr") || has_word("wrmsr") || line.contains(", nop"))
 }

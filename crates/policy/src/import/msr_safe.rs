@@ -84,7 +84,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
                     let what = format!(
                         "{index} is on line {first}, too; the policy allows only the bits that both lines allow"
                     );
-                    drafts.lose(Some(number), what);
+                    drafts.note(Some(number), what);
                 }
                 None => _ = entries.insert(entry.index, (number, entry)),
             },

@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrSet, one_line};
 
-use super::{Draft, Gap, Imported, Scope, grouped};
+use super::{Draft, Gap, Imported, LossKind, Scope, grouped};
 use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
@@ -22,13 +22,24 @@ pub fn print(imported: &Imported, origin: &str) -> String {
         comment(origin),
         meaning(imported)
     );
-    match imported.losses.len() {
+    let count = |kind| {
+        let losses = imported.losses.iter();
+        losses.filter(|loss| loss.kind == kind).count()
+    };
+    match count(LossKind::LeftOut) {
         0 => {}
         1 => text.push_str(
             "# One part of it could not be imported; `msrgate import` named this part.\n",
         ),
         count => text.push_str(&format!(
             "# {count} parts of it could not be imported; `msrgate import` named these parts.\n"
+        )),
+    }
+    match count(LossKind::Note) {
+        0 => {}
+        1 => text.push_str("# `msrgate import` printed a note about it.\n"),
+        count => text.push_str(&format!(
+            "# `msrgate import` printed {count} notes about it.\n"
         )),
     }
     text.push_str(match imported.gap {

@@ -123,7 +123,7 @@ fn missing(totals: &Totals) -> Vec<String> {
         "lines cannot be read",
     );
     say(
-        totals.deflected.iter().sum(),
+        totals.nameless(),
         "access went to user space without its MSR's name",
         "accesses went to user space without their MSRs' names",
     );

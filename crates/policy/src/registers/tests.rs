@@ -271,6 +271,23 @@ fn by_name_finds_names_of_other_code_bases() {
 }
 
 #[test]
+fn by_name_finds_former_names_of_linux_and_names_of_msr_safe() {
+    for (name, index) in [
+        ("MSR_ARCH_PERFMON_PERFCTR1", 0xc2),
+        ("MSR_NHM_PLATFORM_INFO", 0xce),
+        ("MSR_NHM_SNB_PKG_CST_CFG_CTL", 0xe2),
+        ("MSR_ARCH_PERFMON_EVENTSEL0", 0x186),
+        ("SMSR_PERF_STATUS", 0x198),
+        ("SMSR_PERF_CTL", 0x199),
+        ("MSR_NHM_TURBO_RATIO_LIMIT", 0x1ad),
+        ("MSR_IVT_TURBO_RATIO_LIMIT", 0x1ae),
+        ("MSR_F16H_DR0_ADDR_MASK", 0xc001_1027),
+    ] {
+        assert_eq!(one(name).index.get(), index, "{name}");
+    }
+}
+
+#[test]
 fn by_name_proposes_register_behind_prefixes_of_code_bases() {
     for (name, wanted) in [
         ("MSR_K8_LSTAR", "IA32_LSTAR"),

@@ -55,9 +55,18 @@ fn printed(fields: &[u8]) -> Option<Traced> {
 fn is_end(rest: &[u8]) -> bool {
     const NOTES: [&[u8]; 6] = [b"<", b"#", b"//", b"/*", b";", b"--"];
     let text = rest.trim_ascii_start();
-    let is_apart = text.len() < rest.len();
+    let blanks = &rest[..rest.len() - text.len()];
     let is_note = NOTES.iter().any(|note| text.starts_with(note));
-    matches!(text, b"" | b")" | b"*/") || is_apart && is_note
+    matches!(text, b"" | b")" | b"*/")
+        || !blanks.is_empty() && is_note
+        || (blanks.len() > 1 || blanks == b"\t") && is_remark(text)
+}
+
+/// Returns true if a text that stands apart from the fields is the remark of a person without a
+/// mark, such as `EFER.LME`, and no part of the event or of another line.
+fn is_remark(text: &[u8]) -> bool {
+    let is_of_event = |byte: &u8| matches!(byte, b':' | b'[' | b']' | b'=' | b'(' | b')');
+    text.first().is_some_and(u8::is_ascii_alphabetic) && !text.iter().any(is_of_event)
 }
 
 /// The rule for fields whose value is 0.

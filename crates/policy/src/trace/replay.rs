@@ -157,13 +157,21 @@ impl Totals {
     }
 
     /// Returns true if the totals cover the whole trace with certainty: all lines were read, no
-    /// event is known to be lost, and no write [may be a nested
-    /// guest's](Self::may_be_of_nested_guests).
-    ///
-    /// Accesses that went to user space do not count as missing.
+    /// event is known to be lost, no access is [without its MSR](Self::nameless), and no write [may
+    /// be a nested guest's](Self::may_be_of_nested_guests).
     #[must_use]
     pub const fn is_whole(&self) -> bool {
-        self.lost == 0 && self.unreadable == 0 && !self.may_be_of_nested_guests()
+        self.lost == 0
+            && self.unreadable == 0
+            && self.nameless() == 0
+            && !self.may_be_of_nested_guests()
+    }
+
+    /// The number of accesses that went to user space, whose MSRs the trace does not name.
+    #[must_use]
+    pub const fn nameless(&self) -> u64 {
+        let [reads, writes] = self.deflected;
+        reads + writes
     }
 
     /// Returns true if nested guests may have made writes that a gate refuses while they run.
@@ -216,8 +224,7 @@ impl<'c> Replay<'c> {
             }
         }
         let totals = &mut self.totals;
-        let [reads, writes] = totals.deflected;
-        let events = totals.accesses() + reads + writes + totals.other + totals.unreadable;
+        let events = totals.accesses() + totals.nameless() + totals.other + totals.unreadable;
         let missing = self.promised.saturating_sub(events);
         totals.lost = self.lost.max(self.overwritten.saturating_add(missing));
     }

@@ -141,8 +141,29 @@ fn of_perf_trace(head: &[u8]) -> Option<Task<'_>> {
     Some(task(&head[..at], last_of(&head[at + 1..])?, None))
 }
 
-fn task(name: &[u8], thread: u32, process: Option<u32>) -> Task<'_> {
+/// Returns the name of a task without the name of the file and the number of the line that `grep -Hn`
+/// puts before it. The kernel cuts the name of a task after 15 bytes.
+fn without_file(name: &[u8]) -> &[u8] {
     let name = name.trim_ascii();
+    let Some(colon) = memchr::memchr(b':', name) else {
+        return name;
+    };
+    let (file, rest) = (&name[..colon], &name[colon + 1..]);
+    let is_file =
+        name.len() > 15 || rest.starts_with(b" ") || file.contains(&b'.') && !file.contains(&b' ');
+    if !is_file {
+        return name;
+    }
+    let rest = rest.trim_ascii();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    match rest[digits..].strip_prefix(b":") {
+        Some(after) if digits > 0 => after.trim_ascii(),
+        _ => rest,
+    }
+}
+
+fn task(name: &[u8], thread: u32, process: Option<u32>) -> Task<'_> {
+    let name = without_file(name);
     Task {
         // tracefs prints `<...>` for a task whose name it has forgotten.
         name: (!name.is_empty() && name != b"<...>").then_some(name),

@@ -68,7 +68,24 @@ fn without_time(line: &[u8]) -> Line {
     if graph::is_function(line) || is_of_perf_trace(line) {
         return Line::Other;
     }
-    between_events(line)
+    bare_event(line).unwrap_or_else(|| between_events(line))
+}
+
+/// Parses an event of KVM without a head, `kvm_exit: reason MSR_READ rip 0x1000`, as people quote
+/// it.
+fn bare_event(line: &[u8]) -> Option<Line> {
+    let event = line.strip_prefix(b"kvm:").unwrap_or(line);
+    let name = event
+        .iter()
+        .position(|byte| !(byte.is_ascii_lowercase() || *byte == b'_'))?;
+    if !event.starts_with(b"kvm_") || event[name] != b':' || !starts_blank(&event[name + 1..]) {
+        return None;
+    }
+    Some(if event.starts_with(b"kvm_nested_") {
+        Line::Nested
+    } else {
+        Line::Other
+    })
 }
 
 /// Returns true if a line is another event of `perf trace`, or a system call: `0.041 ( 0.001 ms):

@@ -194,6 +194,7 @@ pub(in crate::commands) fn no_access(totals: &Totals, selected: &Selected<'_>) -
         Some(tasks) if selected.is_part() => {
             format!("no access is of a task of --task; the trace has the tasks {tasks}")
         }
+        _ if totals.unreadable > 0 => "msrgate could read no MSR access in the trace; record the event kvm:kvm_msr, and print it with tracefs, `perf script`, `perf trace` or `trace-cmd report`".to_owned(),
         _ => "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script`, `perf trace` or `trace-cmd report`".to_owned(),
     };
     let remarks = remarks(totals, selected).into_iter();
@@ -340,9 +341,9 @@ fn remarks(totals: &Totals, selected: &Selected<'_>) -> Vec<String> {
         ));
     }
     let [reads, writes] = totals.deflected;
-    if reads + writes > 0 {
+    if totals.nameless() > 0 {
         remarks.push(format!(
-            "{} and {} went to user space and are not counted, because the trace does not name their MSRs",
+            "{} and {} went to user space, and the trace does not name their MSRs, so msrgate cannot say what the policy would do; record without a filter, or events of `msrgate exec`",
             counted(reads, "read", "reads"),
             counted(writes, "write", "writes"),
         ));
@@ -371,8 +372,9 @@ fn remarks(totals: &Totals, selected: &Selected<'_>) -> Vec<String> {
     }
     let others = totals.other - selected.skipped() - selected.nameless();
     if others > 0 {
-        let others = counted(others, "line has", "lines have");
-        remarks.push(format!("{others} other events and were skipped"));
+        let was = if others == 1 { "was" } else { "were" };
+        let others = counted(others, "line has another event", "lines have other events");
+        remarks.push(format!("{others} and {was} skipped"));
     }
     remarks
 }
@@ -390,15 +392,15 @@ fn of_tasks(selected: &Selected<'_>) -> Vec<String> {
         ));
     }
     if selected.skipped() > 0 {
-        let skipped = counted(selected.skipped(), "access", "accesses");
+        let skipped = counted(selected.skipped(), "access was", "accesses were");
         remarks.push(format!(
-            "{skipped} of other tasks than those of --task were skipped"
+            "{skipped} skipped, of other tasks than those of --task"
         ));
     }
     if selected.nameless() > 0 {
-        let nameless = counted(selected.nameless(), "access", "accesses");
+        let nameless = counted(selected.nameless(), "access was", "accesses were");
         remarks.push(format!(
-            "{nameless} were skipped because the trace does not name their task; without --task they are counted"
+            "{nameless} skipped, because the trace does not name the task; without --task all are counted"
         ));
     }
     remarks

@@ -33,8 +33,8 @@ pub(super) struct Message {
     pub(super) wording: Wording,
     /// The value that the guest tried to write, if the message has it.
     pub(super) value: Option<u64>,
-    /// True for a write at the reset vector. A firmware's first instruction is a jump, so the VMM
-    /// itself writes, while it resets the vCPU.
+    /// True for an access at the reset vector. A firmware's first instruction is a jump, so the VMM
+    /// itself makes the access, before the vCPU runs or while it resets the vCPU.
     pub(super) is_reset: bool,
 }
 
@@ -68,7 +68,7 @@ pub(super) fn parse(text: &str) -> Option<Message> {
     let message = without_effect(text)
         .or_else(|| by_name(text))
         .or_else(|| by_index(text))?;
-    let is_reset = message.access == Access::Write && is_at_reset_vector(text);
+    let is_reset = is_at_reset_vector(text);
     Some(Message {
         is_reset,
         ..message

@@ -23,13 +23,16 @@ pub(super) enum Got {
     Answered,
     /// KVM knows the register, and its write succeeded without effect.
     Dropped,
+    /// KVM knows the register, and its write succeeded. KVM took bits out of the value; the message
+    /// does not tell if bits are left that had an effect.
+    Cut,
     /// The message does not tell whether the guest got #GP.
     Unknown,
 }
 
 impl Got {
     /// The number of results.
-    pub(super) const COUNT: usize = 5;
+    pub(super) const COUNT: usize = 6;
 }
 
 /// A row: the accesses that match all of its fields have this result.
@@ -52,7 +55,8 @@ struct Row {
 const ALL: RangeInclusive<u32> = 0..=u32::MAX;
 const ANY: u64 = u64::MAX;
 /// The bits LBR and BTF of `IA32_DEBUGCTL`.
-const LBR_BTF: u64 = 0b11;
+const LBR: u64 = 0b01;
+const BTF: u64 = 0b10;
 
 const fn row(
     wording: Wording,
@@ -74,8 +78,8 @@ const fn row(
 
 /// The rows. The first row that matches decides; if none does, the result is [`Got::Unknown`].
 #[rustfmt::skip]
-static ROWS: [Row; 25] = {
-    use Got::{Answered, Dropped, Fault, FaultOfValue};
+static ROWS: [Row; 27] = {
+    use Got::{Answered, Cut, Dropped, Fault, FaultOfValue};
     use Wording::{Call, Guest, HyperV, Ignored, NoEffect, Perfctr, Refused, Unimplemented};
     const WRITE: Option<Access> = Some(Access::Write);
     [
@@ -90,7 +94,9 @@ static ROWS: [Row; 25] = {
         row(Call, WRITE, 0xc001_0000..=0xc001_0007, ANY, Dropped, "6.3 and later, x86.c, kvm_set_msr_common: as before 6.3"),
         row(Call, WRITE, 0x11e..=0x11e, ANY, Dropped, "6.3 and later, x86.c, kvm_set_msr_common: BBL_CR_CTL3 ends in break"),
         row(Call, WRITE, 0xc001_0115..=0xc001_0115, ANY, Dropped, "6.3 and later, svm.c, svm_set_msr: VM_IGNNE ends in break"),
-        row(Call, WRITE, 0x1d9..=0x1d9, LBR_BTF, Dropped, "6.3 and later, vmx.c and svm.c: LBR and BTF are taken out of DEBUGCTL; a value with other bits may be refused after the message"),
+        row(Call, WRITE, 0x1d9..=0x1d9, LBR, Dropped, "6.3 and later, vmx.c takes LBR out of DEBUGCTL; svm.c has this message for LBR only without LBR virtualization, and then drops the write"),
+        row(Call, WRITE, 0x1d9..=0x1d9, BTF, Dropped, "6.3 and later, vmx.c and svm.c take BTF out of DEBUGCTL, or drop the write"),
+        row(Call, WRITE, 0x1d9..=0x1d9, LBR | BTF, Cut, "6.3 and later, vmx.c takes LBR and BTF out of DEBUGCTL; svm.c takes out only BTF with LBR virtualization, so that LBR has its effect; a value with other bits may be refused after the message"),
         row(Call, WRITE, 0xc001_0015..=0xc001_0015, ANY, FaultOfValue, "6.3 and later, x86.c, kvm_set_msr_common: HWCR refuses the bits that it does not know; 0, 0x100 and 0x1000000 measured to pass on 6.1"),
         row(Call, WRITE, 0xc001_0058..=0xc001_0058, ANY, FaultOfValue, "6.3 and later, x86.c, kvm_set_msr_common: MMIO_CONF_BASE refuses all values but 0; 0 measured to pass on 6.1"),
         row(Call, None, 0x4000_0000..=0x4000_01ff, ANY, Fault, "6.3 and later, hyperv.c: the default case of its four switches returns 1"),
@@ -99,7 +105,7 @@ static ROWS: [Row; 25] = {
         row(Unimplemented, WRITE, 0xc001_0114..=0xc001_0114, ANY, Dropped, "2.6.30 to 2.6.32, svm.c, svm_set_msr: VM_CR ends in break"),
         row(Unimplemented, WRITE, 0xc001_0015..=0xc001_0015, ANY, FaultOfValue, "2.6.27 to 6.2, x86.c, kvm_set_msr_common: HWCR refuses the bits that it does not know"),
         row(Unimplemented, WRITE, 0xc001_0058..=0xc001_0058, ANY, FaultOfValue, "2.6.32 to 6.2, x86.c, kvm_set_msr_common: MMIO_CONF_BASE refuses all values but 0"),
-        row(NoEffect, WRITE, 0x1d9..=0x1d9, LBR_BTF, Dropped, "2.6.27 to 6.2, x86.c, vmx.c and svm.c: LBR and BTF are taken out of DEBUGCTL; since 5.18 a value with other bits may be refused after the message"),
+        row(NoEffect, WRITE, 0x1d9..=0x1d9, LBR | BTF, Dropped, "2.6.27 to 6.2, x86.c, vmx.c and svm.c: LBR and BTF are taken out of DEBUGCTL; since 5.18 a value with other bits may be refused after the message"),
         row(NoEffect, WRITE, 0x17a..=0x17b, ANY, Dropped, "2.6.27 to 2.6.29, x86.c: MCG_STATUS and MCG_CTL end in break"),
         row(NoEffect, WRITE, 0x401..=0x401, ANY, Dropped, "2.6.27 to 2.6.29, x86.c: MC0_STATUS ends in break"),
         row(Guest, Some(Access::Read), ALL, ANY, Fault, "4.7 and later, arch/x86/mm/extable.c of the guest: its RDMSR got #GP, and the guest went on"),

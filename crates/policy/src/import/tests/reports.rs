@@ -1,5 +1,7 @@
 //! Tests of files that people have in hand: each stands for a kind, with the right value.
 
+mod firecracker;
+
 use msrgate_program::Action;
 
 use super::super::*;
@@ -76,6 +78,50 @@ fn import_of_log_leaves_writes_that_kvm_drops_to_kvm() {
         line("Unhandled RDMSR(0x40000021)"),
         [(0x4000_0021, READ_REFUSED)]
     );
+}
+
+/// KVM for AMD takes BTF out of a value, and keeps LBR, which has an effect.
+#[test]
+fn import_of_log_does_not_call_write_dropped_if_a_bit_of_it_may_stay() {
+    for (value, comment) in [
+        ("0x1", "wrmsr once (KVM drops it)"),
+        ("0x2", "wrmsr once (KVM drops it)"),
+        ("0x3", "wrmsr once (KVM drops bits of it)"),
+    ] {
+        let log = format!(
+            "kvm_amd: kvm [1]: vcpu0, guest rIP: 0x1000 Unhandled WRMSR(0x1d9) = {value}\n"
+        );
+        assert_eq!(entries_of(log.as_bytes()), [(0x1d9, WRITE_LEFT)], "{value}");
+        let imported = import(log.as_bytes(), None).unwrap();
+        let why = imported.entries[0].why.as_deref();
+        assert_eq!(why, Some(comment), "{value}");
+    }
+}
+
+/// A line about an MSR that msrgate cannot read is named, alone or among others.
+#[test]
+fn import_of_log_names_line_without_colon_and_no_line_of_call_trace() {
+    let known = "[1.0] kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n";
+    for (line, is_named) in [
+        (
+            "[1.1] kvm: 23090: cpu0 unhandled wrmsr 0x391 data 2000000f",
+            true,
+        ),
+        ("[1.1] kvm [1]: vcpu0 ignored rdmsr=0x391", true),
+        ("[1.1] kvm_set_msr_common: MSR_IA32_NEW 0x1, nop", true),
+        ("[1.1] unchecked MSR access error: WRMSR 0x48", true),
+        ("[1.1]  ? kvm_emulate_wrmsr+0x1c/0x50 [kvm]", false),
+        ("[1.1]  handle_rdmsr+0x43/0x80 [kvm_intel]", false),
+        ("[1.1]  native_wrmsr 0x391", false),
+    ] {
+        for (before, number) in [("", 1), (known, 2)] {
+            let log = format!("{before}{line}\n");
+            let imported = import(log.as_bytes(), Some(Format::KernelLog)).unwrap();
+            let lines: Vec<_> = imported.losses.iter().map(|loss| loss.line).collect();
+            let wanted = Vec::from_iter(is_named.then_some(Some(number)));
+            assert_eq!(lines, wanted, "{log}");
+        }
+    }
 }
 
 /// KVM knows such a register, and takes other values.
@@ -189,18 +235,60 @@ fn import_of_journal_records_is_import_of_their_messages() {
     assert_eq!(entries_of(pretty), [(0x611, READ_REFUSED)]);
 }
 
-/// The VMM writes while it resets a vCPU, and the guest does not.
+/// The VMM reads and writes before a vCPU runs and while it resets it, and the guest does not.
 #[test]
-fn import_of_log_skips_writes_of_reset_with_remark() {
+fn import_of_log_skips_accesses_at_reset_vector_with_remark() {
     let log = b"kvm [1]: vcpu0, guest rIP: 0xfff0 ignored wrmsr: 0x1ad data 0x1\n\
         kvm [1]: vcpu1, guest rIP: 0xfff0 ignored wrmsr: 0x1ad data 0x1\n\
+        kvm [1]: vcpu0, guest rIP: 0xfff0 unhandled rdmsr: 0xe1\n\
         kvm [1]: vcpu0, guest rIP: 0xfff01 ignored wrmsr: 0x1ae data 0x1\n";
     assert_eq!(entries_of(log), [(0x1ae, [None, Some(Action::Ignore)])]);
     let remarks = remarks_of(log);
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
     assert!(
-        remarks.len() == 1 && remarks[0].contains("0xfff0"),
+        remarks[0].contains("this write is at rIP 0xfff0"),
         "{remarks:?}"
     );
+    assert!(
+        remarks[1].contains("this read is at rIP 0xfff0"),
+        "{remarks:?}"
+    );
+}
+
+/// Windows writes logs in UTF-16, and puts a mark before UTF-8.
+#[test]
+fn import_of_text_in_utf_16_names_encoding() {
+    let text = "kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
+    let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for wide in [
+        little.clone(),
+        big.clone(),
+        [&b"\xff\xfe"[..], &little].concat(),
+        [&b"\xfe\xff"[..], &big].concat(),
+    ] {
+        for format in [None, Some(Format::KernelLog)] {
+            let error = import(&wide, format).unwrap_err().to_string();
+            assert!(error.contains("UTF-16"), "{error}");
+        }
+    }
+    let marked = [&b"\xef\xbb\xbf"[..], text.as_bytes()].concat();
+    assert_eq!(entries_of(&marked), [(0x611, READ_REFUSED)]);
+}
+
+/// A line that has an entry is no part that could not be imported.
+#[test]
+fn policy_counts_notes_apart_from_parts_that_were_left_out() {
+    let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n\
+        kvm [1]: vcpu0, guest rIP: 0x1000 Unhandled WRMSR(0x48) = 0x4\n";
+    let list = b"0x10 0x0 # A\n0x10 0x0 # A\n";
+    for file in [&log[..], list] {
+        let imported = import(file, None).unwrap();
+        assert_eq!(imported.losses[0].kind, LossKind::Note);
+        let policy = print(&imported, "FILE");
+        assert!(policy.contains("printed a note about it"), "{policy}");
+        assert!(!policy.contains("could not be imported"), "{policy}");
+    }
 }
 
 /// The guest got #GP, and survived it.

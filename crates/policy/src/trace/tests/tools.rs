@@ -59,6 +59,8 @@ fn parse_line_reads_annotated_and_quoted_lines() {
         "x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0  // RAPL",
         "> x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0",
         "> >  x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0 <-- here",
+        "x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0        RAPL of the package",
+        "kvm_msr: msr_read 611 = 0x0\tRAPL",
     ] {
         assert_eq!(parsed(line), read(0x611, 0), "{line}");
     }
@@ -71,6 +73,23 @@ fn parse_line_reads_annotated_and_quoted_lines() {
         (
             "x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0<before",
             Line::Unreadable,
+        ),
+        (
+            "x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0  (#G",
+            Line::Unreadable,
+        ),
+        (
+            "x-1 [0] 1.5: kvm_msr: msr_read 611 = 0x0   x-1 [0] 1.6: kvm_exit: reason",
+            Line::Unreadable,
+        ),
+        ("kvm_exit: reason MSR_READ rip 0x1000", Line::Other),
+        ("kvm_entry: vcpu 0", Line::Other),
+        ("kvm:kvm_exit: reason MSR_READ rip 0x1000", Line::Other),
+        ("kvm_nested_vmexit: rip 0x1000", Line::Nested),
+        ("kvm_exi", Line::Unreadable),
+        (
+            "> kvm_userspace_exit: reason KVM_EXIT_X86_WRMSR (30)",
+            Line::Deflected(Access::Write),
         ),
     ] {
         assert_eq!(parsed(line), meaning, "{line}");
@@ -174,6 +193,17 @@ fn task_is_read_from_output_of_each_tool() {
             Some((name.to_owned(), process, None)),
             "{line}"
         );
+    }
+    for (head, name) in [
+        ("trace.txt:        microkvm-14196 [000]", "microkvm"),
+        ("a/b:12:        microkvm-14196 [000]", "microkvm"),
+        ("trace.txt:12:CPU 0/KVM-14196 [000]", "CPU 0/KVM"),
+        ("trace-of-monday:CPU 0/KVM-14196 [000]", "CPU 0/KVM"),
+        ("vm:1-14196 [000]", "vm:1"),
+    ] {
+        let line = format!("{head} ..... 1.5: kvm_msr: {access}");
+        let found = task(&line);
+        assert_eq!(found, Some((format!("{name}-14196"), None, None)), "{line}");
     }
     let nameless = task("  <...>-8397 [002] ..... 1404.389509: kvm_msr: msr_read 611 = 0x0\n");
     assert_eq!(nameless, Some(("8397".to_owned(), None, None)));
