@@ -287,7 +287,8 @@ pub(crate) struct ReviewArgs {
 }
 
 const REVIEW_STATUS: &str = "\
-Exit codes: 0 if nothing is open, 1 if something is, 2 for wrong input, or if nothing is open but events are missing.";
+Exit codes: 0 if nothing is open or unclear, 1 if something is, 2 for wrong input, or if nothing is but events are
+missing.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {

@@ -194,12 +194,67 @@ fn review_loosens_authors_entry_only_if_named_and_never_a_final_one() {
 fn review_of_run_that_refused_nothing_is_a_yes() {
     let folder = Folder::new(&[("e.jsonl", ""), ("t.txt", TRACE), ("p.toml", POLICY)]);
     assert_eq!(folder.run(&["review", "p.toml", "e.jsonl"]).0, Some(0));
-    // The guest got the #GP of 0x1c9 without the policy, too.
-    let wanted = vec![row("0x1c9", "moot"), row("0xc0000080", "open")];
+    // A trace does not show if KVM or a filter gave the guest its #GP.
+    let wanted = vec![row("0x1c9", "unclear"), row("0xc0000080", "open")];
     assert_eq!(
         states(&folder, &["review", "p.toml", "t.txt"]),
         (Some(1), wanted)
     );
+}
+
+fn unknown_msr(action: &str) -> String {
+    format!(
+        "{{\"schema\":1,\"msr\":\"0x1c9\",\"access\":\"read\",\"reason\":\"unknown\",\"action\":\"{action}\"}}\n"
+    )
+}
+
+#[test]
+fn refusal_is_moot_only_where_guest_surely_got_the_same_without_the_policy() {
+    let would_deny = unknown_msr("would-deny").replace("unknown", "filter");
+    let succeeds = "a-1 [0] 1.2: kvm_msr: msr_read 1c9 = 0x0\n";
+    let faults = "a-1 [0] 1.2: kvm_msr: msr_read 1c9 = 0x0 (#GP)\n";
+    let [refused, answered] = ["deny", "unknown"].map(unknown_msr);
+    let folder = Folder::new(&[
+        ("p.toml", "policy = 1\ndefault = \"deny\"\n"),
+        ("refused", &refused),
+        ("answered", &answered),
+        ("would-deny", &would_deny),
+        ("succeeds", succeeds),
+        ("faults", faults),
+    ]);
+    let learnt = folder.run(&["learn", "--from", "refused", "-o", "learnt.toml"]);
+    assert_eq!(learnt.0, Some(0), "{}", learnt.2);
+    for (events, by_default, by_learnt_entry) in [
+        ("refused", "moot", "moot"),
+        ("answered", "open", "open"),
+        ("would-deny", "open", "open"),
+        ("succeeds", "open", "open"),
+        ("faults", "unclear", "moot"),
+    ] {
+        for (policy, state) in [("p.toml", by_default), ("learnt.toml", by_learnt_entry)] {
+            let code = Some(i32::from(state != "moot"));
+            let wanted = (code, vec![row("0x1c9", state)]);
+            assert_eq!(
+                states(&folder, &["review", policy, events]),
+                wanted,
+                "{policy} {events}"
+            );
+        }
+    }
+}
+
+/// An event with the action `unknown` tells that the guest got an answer.
+#[test]
+fn learn_from_answered_access_of_unknown_msr_refuses_nothing() {
+    let folder = Folder::new(&[("e.jsonl", &unknown_msr("unknown"))]);
+    let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "new.toml"]);
+    assert_eq!(code, Some(0), "{err}");
+    let text = folder.read("new.toml");
+    assert!(
+        text.contains("read  = \"allow\"") && !text.contains("#GP"),
+        "{text}"
+    );
+    assert!(text.contains("`unknown` decides about them"), "{text}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
     if let Some(named) = &args.accept {
         accept_rows(args, &input, &compiled, &mut rows, named)?;
     }
-    let answer = match (rows.count(State::Open), missing.is_empty()) {
+    let answer = match (rows.undecided(), missing.is_empty()) {
         (0, true) => Answer::Yes,
         (0, false) => Answer::Incomplete,
         _ => Answer::No,

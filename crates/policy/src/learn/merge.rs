@@ -16,7 +16,7 @@ use crate::resolve::parse;
 use crate::source::Source;
 
 /// The comment above the learnt entries for accesses that the guest got no further with.
-const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, without this policy, and went on.";
+const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, and went on.";
 
 /// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
 const INVALID: &str = "# KVM knows these MSRs, and refused at least one access with #GP: for its value, or since the guest's processor lacks them.";
@@ -141,7 +141,9 @@ impl<'s> Plan<'s> {
                     let change = plan.msrs.entry(index).or_default();
                     change.author = change.author.or(author);
                     change.actions[access as usize] = Some(match fate {
-                        Fate::Done | Fate::Untried | Fate::Refused => Action::Allow,
+                        Fate::Done | Fate::Untried | Fate::Refused | Fate::Answered => {
+                            Action::Allow
+                        }
                         Fate::Faulted | Fate::Unknown => Action::Deny,
                     });
                     change.seen.extend(seen);
@@ -329,10 +331,10 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
 pub enum RefusedBy<'p> {
     /// The `default`.
     Default,
-    /// An entry that was learnt. Its `why` says that nothing but the default refused the access.
+    /// An entry that was learnt for another access, or without knowing of KVM's answer.
     Learnt(&'p Entry),
-    /// An entry that was learnt with `deny`, since the guest got #GP without a policy, too.
-    LearntAsRefused(&'p Entry),
+    /// An entry that was learnt with `deny`, since KVM does not know the MSR: the guest got #GP without a policy, too.
+    LearntAsUnknown(&'p Entry),
     /// An entry of the policy's author, or of the author of an include.
     Author(&'p Entry),
 }
@@ -351,8 +353,14 @@ pub fn refused_by<'p>(
     let entry = policy.entry(id);
     match Class::of(entry) {
         _ if !is_learnt(entry) => RefusedBy::Author(entry),
-        Class::Refused => RefusedBy::LearntAsRefused(entry),
-        Class::Allowed | Class::Invalid => RefusedBy::Learnt(entry),
+        Class::Refused
+            if entry
+                .why()
+                .is_some_and(|why| entry::is_unknown(why, access)) =>
+        {
+            RefusedBy::LearntAsUnknown(entry)
+        }
+        _ => RefusedBy::Learnt(entry),
     }
 }
 
@@ -361,7 +369,7 @@ fn is_learnt(entry: &Entry) -> bool {
         && entry.when().is_none()
         && entry.firmness == Firmness::Loosenable
         && entry.msrs().count() == 1
-        && entry.why().is_some_and(|why| why.starts_with(MARK))
+        && entry.why().is_some_and(entry::is_learnt)
 }
 
 fn standing(

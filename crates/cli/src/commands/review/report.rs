@@ -21,6 +21,7 @@ pub(super) struct Report<'r> {
     open: usize,
     decided: usize,
     moot: usize,
+    unclear: usize,
     accepted: usize,
     rows: Vec<Listed<'r>>,
     /// The parts of the recordings that are missing, as sentences.
@@ -64,6 +65,7 @@ pub(super) fn for_programs<'r>(
         open: rows.count(State::Open),
         decided: rows.count(State::Decided),
         moot: rows.count(State::Moot),
+        unclear: rows.count(State::Unclear),
         accepted: rows.count(State::Accepted),
         rows: rows.iter().map(|row| listed(policy, rows, row)).collect(),
         missing,
@@ -94,7 +96,7 @@ fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'
 
 const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
     match refused_by {
-        RefusedBy::Learnt(entry) | RefusedBy::LearntAsRefused(entry) | RefusedBy::Author(entry) => {
+        RefusedBy::Learnt(entry) | RefusedBy::LearntAsUnknown(entry) | RefusedBy::Author(entry) => {
             Some(entry)
         }
         _ => None,
@@ -127,7 +129,12 @@ pub(super) fn for_people(
             State::Decided => {
                 "decided: an author's entry refuses it; to allow it, name the MSR: --accept MSR"
             }
-            State::Moot => "moot: the guest got #GP without this policy, too",
+            State::Unclear => {
+                "unclear: the guest got #GP, from KVM or from a filter; to allow it, name the MSR: --accept MSR"
+            }
+            State::Moot => {
+                "moot: the guest got #GP without this policy, too: KVM does not know the MSR"
+            }
             State::Accepted => "accepted: the policy allows it from now on",
         };
         if rows.count(state) > 0 {
@@ -183,7 +190,7 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
         }
         None => writeln!(out, "      refused by `default`")?,
     }
-    if matches!(row.state, State::Open | State::Decided) {
+    if matches!(row.state, State::Open | State::Unclear | State::Decided) {
         let verdict = row.advice.verdict.word();
         for (number, reason) in row.advice.reasons.iter().enumerate() {
             match number {

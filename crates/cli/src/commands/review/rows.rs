@@ -26,19 +26,28 @@ pub(super) enum State {
     Open,
     /// An entry of an author refuses it.
     Decided,
-    /// The guest got #GP without the policy, too.
+    /// The guest got #GP, and nothing shows if KVM or a filter gave it to the guest.
+    Unclear,
+    /// KVM does not know the MSR, so that the guest got #GP without the policy, too.
     Moot,
     /// It was allowed by `--accept`.
     Accepted,
 }
 
 impl State {
-    pub(super) const ALL: [Self; 4] = [Self::Open, Self::Decided, Self::Moot, Self::Accepted];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Open,
+        Self::Unclear,
+        Self::Decided,
+        Self::Moot,
+        Self::Accepted,
+    ];
 
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Open => "open",
             Self::Decided => "decided",
+            Self::Unclear => "unclear",
             Self::Moot => "moot",
             Self::Accepted => "accepted",
         }
@@ -88,10 +97,12 @@ impl<'c> Rows<'c> {
         let refused_by = refused_by(self.policy, self.variant, index, access);
         let state = match refused_by {
             RefusedBy::Author(_) => State::Decided,
-            RefusedBy::LearntAsRefused(_) => State::Moot,
             // Only the default decides about the last MSR.
             _ if index == MsrIndex::MAX => State::Decided,
-            _ if matches!(seen.fate, Fate::Faulted | Fate::Unknown) => State::Moot,
+            _ if seen.fate == Fate::Unknown => State::Moot,
+            // The filter may have been this policy's own.
+            RefusedBy::LearntAsUnknown(_) if seen.fate == Fate::Faulted => State::Moot,
+            _ if seen.fate == Fate::Faulted => State::Unclear,
             _ => State::Open,
         };
         let row = self.by_kind.entry((index, access)).or_insert_with(|| Row {
@@ -102,9 +113,10 @@ impl<'c> Rows<'c> {
             advice: self.advisers.of(index, access),
         });
         row.count = row.count.saturating_add(count);
-        if state == State::Open {
-            // One recording of several shows that the guest may need it.
-            row.state = State::Open;
+        // One recording of several shows that the guest may need it.
+        match (row.state, state) {
+            (_, State::Open) | (State::Moot, State::Unclear) => row.state = state,
+            _ => {}
         }
     }
 
@@ -114,6 +126,11 @@ impl<'c> Rows<'c> {
 
     pub(super) fn count(&self, state: State) -> usize {
         self.iter().filter(|row| row.state == state).count()
+    }
+
+    /// The number of rows that keep the review from being a yes.
+    pub(super) fn undecided(&self) -> usize {
+        self.count(State::Open) + self.count(State::Unclear)
     }
 
     pub(super) fn accept(&mut self, index: MsrIndex, access: Access) {
