@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -95,7 +96,8 @@ fn learn_from_merges_into_policy_and_keeps_its_authors_entries() {
         "learn", "--from", "e.jsonl", "--merge", "p.toml", "-o", "p.toml",
     ];
     let (code, _, err) = folder.run(&arguments);
-    assert_eq!(code, Some(0), "{err}");
+    // The policy goes on to refuse accesses that the file shows.
+    assert_eq!(code, Some(1), "{err}");
     assert!(
         err.contains("not added: a write of 0x277 IA32_PAT; p.toml:6 refuses it"),
         "{err}"
@@ -273,4 +275,110 @@ fn review_of_incomplete_events_gives_no_yes() {
             .0,
         Some(2)
     );
+}
+
+const LEARN_EFER: &str = r#"{"schema":1,"msr":"0xc0000080","access":"write","reason":"filter","action":"deny"}
+"#;
+
+#[test]
+fn learn_replaces_only_the_policy_that_it_adds_to() {
+    let other = "policy = 1\ndefault = \"allow\"\n";
+    let folder = Folder::new(&[
+        ("e.jsonl", LEARN_EFER),
+        ("p.toml", POLICY),
+        ("other", other),
+    ]);
+    let made = Command::new("mkfifo").arg(folder.path("fifo")).status();
+    assert!(made.unwrap().success());
+    for output in ["other", "e.jsonl", "fifo"] {
+        for merge in [&["--merge", "p.toml"][..], &[]] {
+            let learn = ["learn", "--from", "e.jsonl", "-o", output];
+            let (code, _, err) = folder.run(&[&learn[..], merge].concat());
+            assert_eq!(code, Some(2), "{output}: {err}");
+            assert!(err.contains(&format!("{output} exists")), "{err}");
+        }
+    }
+    assert_eq!(folder.read("other"), other);
+    assert_eq!(folder.read("e.jsonl"), LEARN_EFER);
+    std::os::unix::fs::symlink("p.toml", folder.path("link.toml")).unwrap();
+    let learn = [
+        "learn",
+        "--from",
+        "e.jsonl",
+        "--merge",
+        "p.toml",
+        "-o",
+        "link.toml",
+    ];
+    assert_eq!(folder.run(&learn).0, Some(0));
+    assert!(folder.read("p.toml").contains("IA32_EFER"));
+}
+
+/// Includes are looked up from the folder of the policy's own file.
+#[test]
+fn learn_refuses_another_folder_for_policy_with_includes() {
+    let org = "policy = 1\n\n[msrs]\n0x606 = { read = \"deny\", write = \"deny\", final = true }\n";
+    let policy = "policy = 1\ninclude = [\"org.toml\"]\ndefault = \"deny\"\n";
+    let folder = Folder::new(&[("e.jsonl", LEARN_EFER), ("org.toml", "policy = 1\n")]);
+    fs::create_dir(folder.path("sub")).unwrap();
+    fs::write(folder.path("sub/org.toml"), org).unwrap();
+    fs::write(folder.path("sub/p.toml"), policy).unwrap();
+    let learn = |output| {
+        folder.run(&[
+            "learn",
+            "--from",
+            "e.jsonl",
+            "--merge",
+            "sub/p.toml",
+            "-o",
+            output,
+        ])
+    };
+    let (code, _, err) = learn("new.toml");
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("sub/p.toml includes files"), "{err}");
+    assert!(!folder.path("new.toml").exists());
+    let (code, _, err) = learn("sub/new.toml");
+    assert_eq!(code, Some(0), "{err}");
+    assert!(folder.read("sub/new.toml").contains("org.toml"));
+}
+
+#[test]
+fn learn_shows_its_result_if_policy_was_changed_meanwhile() {
+    let folder = Folder::new(&[("p.toml", POLICY)]);
+    let made = Command::new("mkfifo").arg(folder.path("events")).status();
+    assert!(made.unwrap().success());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.args([
+        "learn", "--from", "events", "--merge", "p.toml", "-o", "p.toml",
+    ]);
+    command.current_dir(folder.0.path()).stderr(Stdio::piped());
+    let learning = command.stdin(Stdio::null()).spawn().unwrap();
+    // This waits until the command has read the policy, and opens the events.
+    let mut events = fs::OpenOptions::new()
+        .write(true)
+        .open(folder.path("events"))
+        .unwrap();
+    let changed = format!("{POLICY}IA32_EFER = \"r\"\n");
+    fs::write(folder.path("p.toml"), &changed).unwrap();
+    events.write_all(LEARN_EFER.as_bytes()).unwrap();
+    drop(events);
+    let ended = learning.wait_with_output().unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{err}");
+    assert!(err.contains("another process changed the file"), "{err}");
+    assert!(err.contains("learnt: first written at events:1"), "{err}");
+    assert_eq!(folder.read("p.toml"), changed);
+}
+
+#[test]
+fn learn_from_more_ranges_than_a_filter_has_writes_nothing_and_exits_with_2() {
+    let events: String = (0..17)
+        .map(|number| LEARN_EFER.replace("0xc0000080", &format!("{:#x}", number * 0x10_0000)))
+        .collect();
+    let folder = Folder::new(&[("e.jsonl", &events)]);
+    let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "new.toml"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("new.toml: was not written"), "{err}");
+    assert!(!folder.path("new.toml").exists());
 }
