@@ -188,6 +188,10 @@ fn review_loosens_authors_entry_only_if_named_and_never_a_final_one() {
     assert!(err.contains("not accepted: a read of 0x606"), "{err}");
     let text = folder.read("p.toml");
     assert!(text.contains("IA32_PAT = \"rw\"  # memory types"), "{text}");
+    let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept"]);
+    assert_eq!(code, Some(0), "{err}");
+    let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept", "0x606"]);
+    assert_eq!(code, Some(1), "the named entry is final: {err}");
     let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept", "0x10"]);
     assert_eq!(code, Some(2), "{err}");
 }
@@ -381,4 +385,95 @@ fn learn_from_more_ranges_than_a_filter_has_writes_nothing_and_exits_with_2() {
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("new.toml: was not written"), "{err}");
     assert!(!folder.path("new.toml").exists());
+}
+
+#[test]
+fn review_names_change_that_keeps_the_other_directions_answer() {
+    let policy = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = { read = { value = 0x500 }, write = \"deny\", why = \"never\" }\n";
+    let folder = Folder::new(&[("e.jsonl", LEARN_EFER), ("p.toml", policy)]);
+    let (code, out, err) = folder.run(&["review", "p.toml", "e.jsonl"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(
+        out.contains("to allow, in line 5: write = \"allow\""),
+        "{out}"
+    );
+    let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept", "IA32_EFER"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        err.contains("its author's why, which may not fit any more: never"),
+        "{err}"
+    );
+    let text = folder.read("p.toml");
+    assert!(
+        text.contains("0x500") && text.contains("write = \"allow\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn review_lists_answers_that_depend_on_a_value() {
+    let event = |msr: &str| {
+        format!(
+            "{{\"schema\":1,\"msr\":\"{msr}\",\"access\":\"write\",\"reason\":\"filter\",\"action\":\"deny\"}}\n"
+        )
+    };
+    let pinned = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_LSTAR = { read = \"allow\", write = \"pin\" }\n";
+    let trace = "a-1 [0] 1.2: kvm_msr: msr_write c0000082 = 0x1\na-1 [0] 1.3: kvm_msr: msr_write c0000082 = 0x2\n";
+    let folder = Folder::new(&[
+        ("p.toml", pinned),
+        ("e.jsonl", &event("0xc0000082")),
+        ("t.txt", trace),
+    ]);
+    for recording in ["e.jsonl", "t.txt"] {
+        let wanted = vec![row("0xc0000082", "decided")];
+        assert_eq!(
+            states(&folder, &["review", "p.toml", recording]),
+            (Some(0), wanted)
+        );
+        let (_, out, _) = folder.run(&["review", "p.toml", recording]);
+        assert!(out.contains("may be refused"), "{out}");
+    }
+    let (code, _, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept", "IA32_LSTAR"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(
+        err.contains("change p.toml:5 by hand: IA32_LSTAR; to allow, in line 5"),
+        "{err}"
+    );
+    assert_eq!(folder.read("p.toml"), pinned);
+}
+
+#[test]
+fn review_accepts_the_rest_if_an_entry_of_a_when_has_to_be_changed_by_hand() {
+    let policy = "policy = 1\ndefault = \"deny\"\n\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_PAT = \"none\"\n";
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", policy)]);
+    let cpu = ["--cpu", "AuthenticAMD:25:1"];
+    let review = [&["review", "p.toml", "e.jsonl"][..], &cpu].concat();
+    let (_, out, err) = folder.run(&review);
+    assert!(
+        out.contains("review p.toml e.jsonl --cpu AuthenticAMD:25:0x1:0 --accept"),
+        "{out}{err}"
+    );
+    let accept = [&review[..], &["--accept", "IA32_PAT", "IA32_EFER"]].concat();
+    let (code, out, err) = folder.run(&accept);
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(
+        err.contains("change p.toml:7 by hand: IA32_PAT; to allow, in line 7: IA32_PAT = \"w\""),
+        "{err}"
+    );
+    assert!(folder.read("p.toml").contains("IA32_EFER"));
+}
+
+#[test]
+fn review_says_that_only_the_default_decides_about_the_last_msr() {
+    let event = LEARN_EFER.replace("0xc0000080", "0xffffffff");
+    let folder = Folder::new(&[
+        ("e.jsonl", &event),
+        ("p.toml", "policy = 1\ndefault = \"deny\"\n"),
+    ]);
+    let (code, out, err) = folder.run(&["review", "p.toml", "e.jsonl"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        out.contains("only `default` decides about this MSR"),
+        "{out}"
+    );
 }

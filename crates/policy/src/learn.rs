@@ -143,6 +143,16 @@ pub enum KeptBy {
         /// The key.
         key: String,
     },
+    /// An entry of the policy's author decides about the access, and only a person can change it: it stands in a
+    /// `[[when]]`, or its answer depends on the value.
+    ByHand {
+        /// The name of the text with the entry.
+        file: String,
+        /// The place of the entry's key.
+        place: Place,
+        /// The key.
+        key: String,
+    },
     /// No entry can decide about MSR 0xffffffff: the policy's `default` does (S3.5).
     LastMsr,
     /// All keys by which an entry of its own could name the MSR stand in the text.

@@ -356,6 +356,14 @@ pub(super) fn kept_in_words(kept: &Kept) -> String {
                 one_line(key)
             )
         }
+        KeptBy::ByHand { file, place, key } => {
+            format!(
+                "change {}:{} by hand: {}",
+                one_line(file),
+                place.line,
+                one_line(key)
+            )
+        }
         KeptBy::KeysTaken => {
             "every name and spelling of this MSR is a key already; change one of these entries"
                 .to_owned()

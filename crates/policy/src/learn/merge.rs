@@ -49,15 +49,46 @@ pub fn learn(
 /// access is also allowed if an entry of the author refuses it, unless that entry is `final`.
 ///
 /// # Errors
-/// As [`learn`]. The policy has mistakes with the new entries, for example, if a `final` entry of an include
-/// forbids them.
+/// As [`learn`]. Accesses whose entries alone would be mistakes are kept and listed.
 pub fn accept(
     policy: &Source,
     includes: &mut dyn Includes,
     seen: &[Sighting],
     named: &BTreeSet<MsrIndex>,
 ) -> Result<Learnt, LearnError> {
-    changed(policy, includes, seen, named, |_, _| {})
+    let all = changed(policy, includes, seen, named, |_, _| {});
+    if all.is_ok() || parse(policy, includes).is_err() {
+        return all;
+    }
+    let before = compile(parse(policy, includes)?)?;
+    let (mut possible, mut kept) = (Vec::new(), Vec::new());
+    for one in seen {
+        let alone = std::slice::from_ref(one);
+        if changed(policy, includes, alone, named, |_, _| {}).is_ok() {
+            possible.push(one.clone());
+        } else {
+            let (index, access) = (one.index, one.access);
+            let by = refusing(&before, index, access);
+            kept.push(Kept { index, access, by });
+        }
+    }
+    let mut learnt = changed(policy, includes, &possible, named, |_, _| {})?;
+    learnt.kept.extend(kept);
+    learnt
+        .kept
+        .sort_by_key(|kept| (kept.index, kept.access as u8));
+    Ok(learnt)
+}
+
+/// Returns the entry that refuses an access and that no new entry can loosen.
+fn refusing(before: &Compiled, index: MsrIndex, access: Access) -> KeptBy {
+    let rules = before.variants().iter().map(|one| one.rule(index, access));
+    let mut refusing = rules.filter(|rule| matches!(rule.action, Action::Deny | Action::Kill));
+    let entry = refusing.find_map(|rule| match rule.by {
+        DecidedBy::Entry(id) => Some(id),
+        _ => None,
+    });
+    entry.map_or(KeptBy::KeysTaken, |id| by_hand(before.policy(), id))
 }
 
 fn changed(
@@ -347,10 +378,19 @@ pub fn refused_by<'p>(
     index: MsrIndex,
     access: Access,
 ) -> RefusedBy<'p> {
-    let DecidedBy::Entry(id) = variant.rule(index, access).by else {
+    let by = variant.rule(index, access).by;
+    let entry = match by {
+        DecidedBy::Entry(id) => Some(policy.entry(id)),
+        _ => None,
+    };
+    if entry.is_none_or(is_learnt)
+        && let Some(id) = final_entry(policy, index, access)
+    {
+        return RefusedBy::Author(policy.entry(id));
+    }
+    let Some(entry) = entry else {
         return RefusedBy::Default;
     };
-    let entry = policy.entry(id);
     match Class::of(entry) {
         _ if !is_learnt(entry) => RefusedBy::Author(entry),
         Class::Refused
@@ -383,20 +423,36 @@ fn standing(
     let mut standing = Standing::Met;
     for rule in before.variants().iter().map(|one| one.rule(index, access)) {
         let is_refused = matches!(rule.action, Action::Deny | Action::Kill);
+        let is_named = named.contains(&index);
         match rule.by {
+            // An answer may depend on the value, and be a refusal.
+            DecidedBy::Entry(id) if is_named && !is_refused && *rule.action != Action::Allow => {
+                return Standing::Kept(by_hand(policy, id));
+            }
             _ if !is_refused => {}
             DecidedBy::Kvm => {}
             DecidedBy::Default if index == MsrIndex::MAX => {
                 return Standing::Kept(KeptBy::LastMsr);
             }
-            DecidedBy::Default => standing = Standing::Open(None),
+            DecidedBy::Default => {
+                if let Some(id) = final_entry(policy, index, access) {
+                    return Standing::Kept(kept_by(policy, id));
+                }
+                standing = Standing::Open(None);
+            }
             // Without a policy, the guest got a #GP, too. This entry refuses it, too, so
             // nothing changes.
             DecidedBy::Entry(_) if matches!(fate, Fate::Faulted | Fate::Unknown) => {}
-            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open(None),
-            DecidedBy::Entry(id)
-                if named.contains(&index) && policy.entry(id).firmness == Firmness::Loosenable =>
-            {
+            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => {
+                if let Some(id) = final_entry(policy, index, access) {
+                    return Standing::Kept(kept_by(policy, id));
+                }
+                standing = Standing::Open(None);
+            }
+            DecidedBy::Entry(id) if is_named && policy.entry(id).when().is_some() => {
+                return Standing::Kept(by_hand(policy, id));
+            }
+            DecidedBy::Entry(id) if is_named && final_entry(policy, index, access).is_none() => {
                 standing = Standing::Open(Some(id));
             }
             DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),
@@ -405,9 +461,29 @@ fn standing(
     standing
 }
 
+/// Returns the `final` entry that does not allow this access: it refuses it, or leaves it to the rest of the policy,
+/// which then refuses it. What the author made final is not loosened.
+fn final_entry(policy: &Policy, index: MsrIndex, access: Access) -> Option<EntryId> {
+    policy.ids().find(|id| {
+        let entry = policy.entry(*id);
+        entry.is_final()
+            && entry.msrs().contains(index)
+            && entry.action(access) != Some(&Action::Allow)
+    })
+}
+
 fn kept_by(policy: &Policy, id: EntryId) -> KeptBy {
     let entry = policy.entry(id);
     KeptBy::Entry {
+        file: policy.text(entry.source()).name().to_owned(),
+        place: entry.place(),
+        key: entry.key().to_owned(),
+    }
+}
+
+fn by_hand(policy: &Policy, id: EntryId) -> KeptBy {
+    let entry = policy.entry(id);
+    KeptBy::ByHand {
         file: policy.text(entry.source()).name().to_owned(),
         place: entry.place(),
         key: entry.key().to_owned(),

@@ -309,3 +309,65 @@ fn notes_stand_once_in_the_head() {
         ]
     );
 }
+
+#[test]
+fn final_entry_that_inherits_is_not_loosened() {
+    for entry in [
+        "0x606 = { read = \"inherit\", write = \"deny\", final = true }",
+        "\"0x600..=0x60f\" = { read = \"inherit\", write = \"deny\", final = true }",
+    ] {
+        let text = format!("policy = 1\ndefault = \"deny\"\n\n[msrs]\n{entry}\n");
+        let all = [seen(0x606, Access::Read)];
+        for learnt in [
+            from(&text, &all),
+            accepted(&text, &all, &[]),
+            accepted(&text, &all, &[0x606]),
+        ] {
+            assert_eq!(learnt.added, [], "{entry}");
+            assert!(matches!(learnt.kept[0].by, KeptBy::Entry { .. }), "{entry}");
+        }
+    }
+}
+
+#[test]
+fn accept_lists_what_only_a_person_can_change_and_allows_the_rest() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = \"none\"\nIA32_LSTAR = { read = \"allow\", write = \"pin\" }\n\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_STAR = \"none\"\n";
+    let all = [
+        seen(0xc000_0080, Access::Read),
+        seen(0xc000_0082, Access::Write),
+        seen(0xc000_0081, Access::Write),
+    ];
+    let learnt = accepted(text, &all, &[0xc000_0080, 0xc000_0082, 0xc000_0081]);
+    assert_eq!(learnt.added, [(MsrIndex::new(0xc000_0080), Access::Read)]);
+    let lines = learnt.kept.iter().map(|kept| match &kept.by {
+        KeptBy::ByHand { place, .. } => (kept.index.get(), place.line),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        [(0xc000_0081, 11), (0xc000_0082, 6)]
+    );
+}
+
+#[test]
+fn schema_stays_the_first_line() {
+    let text = format!("#:schema policy.schema.json\n{EMPTY}");
+    let notes = Notes {
+        missing: vec!["NOT ALL: 9 events.".to_owned()],
+        unseen: Vec::new(),
+    };
+    let mut text = text;
+    for _ in 0..2 {
+        let source = Source::new("guest.toml", &text);
+        text = learn(&source, &mut NoIncludes, &[], &notes).unwrap().text;
+    }
+    let head: Vec<_> = text.lines().take(3).collect();
+    assert_eq!(
+        head[..2],
+        ["#:schema policy.schema.json", "# NOT ALL: 9 events."]
+    );
+    assert!(
+        head[2].starts_with("# Learnt by msrgate from 2 runs"),
+        "{text}"
+    );
+}
