@@ -300,21 +300,25 @@ impl Change<'_> {
     /// changes no decision.
     fn write_new(&self, edited: &mut Edited, before: &Compiled, index: MsrIndex) -> Option<String> {
         let key = entry::keys(index).find(|key| !edited.has(key))?;
+        let author = self.author.map(|id| before.policy().entry(id));
+        let replaced = author.filter(|entry| is_replaced(entry));
         for access in Access::ALL {
             let is_by_default = |rule: Rule<'_>| rule.by == DecidedBy::Default;
             let mut rules = before.variants().iter().map(|one| one.rule(index, access));
             let word = match &self.actions[access as usize] {
                 Some(action) => action.word(),
-                None if rules.all(is_by_default) => before.policy().default_action().word(),
-                None => "inherit",
+                None => match replaced {
+                    Some(entry) => entry.action(access).map_or("inherit", Action::word),
+                    None if rules.all(is_by_default) => before.policy().default_action().word(),
+                    None => "inherit",
+                },
             };
             edited.set(&key, &access.to_string(), Some(word.to_owned()));
         }
         if !self.actions.contains(&Some(Action::Allow)) {
             edited.set(&key, "log", Some("none".to_owned()));
         }
-        let author = self.author.map(|id| before.policy().entry(id));
-        if author.is_some_and(|entry| entry.source() != OWN && entry.msrs().count() == 1) {
+        if replaced.is_some() {
             edited.set_override(&key);
         }
         edited.set(&key, "why", Some(entry::why(&self.seen)));
@@ -449,7 +453,7 @@ fn standing(
                 }
                 standing = Standing::Open(None);
             }
-            DecidedBy::Entry(id) if is_named && policy.entry(id).when().is_some() => {
+            DecidedBy::Entry(id) if is_named && !can_be_accepted(policy.entry(id), access) => {
                 return Standing::Kept(by_hand(policy, id));
             }
             DecidedBy::Entry(id) if is_named && final_entry(policy, index, access).is_none() => {
@@ -459,6 +463,23 @@ fn standing(
         }
     }
     standing
+}
+
+/// Returns true if the author's entry can be changed, or a new entry can stand for it that keeps the answer of the other
+/// direction.
+fn can_be_accepted(entry: &Entry, access: Access) -> bool {
+    let [read, write] = Access::ALL.map(|access| entry.action(access));
+    let other = match access {
+        Access::Read => write,
+        Access::Write => read,
+    };
+    let is_kept = matches!(other, None | Some(Action::Allow | Action::Deny));
+    entry.when().is_none() && (is_kept || !is_replaced(entry))
+}
+
+/// Returns true for an entry of an include that a new entry for the same MSR replaces.
+fn is_replaced(entry: &Entry) -> bool {
+    entry.source() != OWN && entry.msrs().count() == 1
 }
 
 /// Returns the `final` entry that does not allow this access: it refuses it, or leaves it to the rest of the policy,
