@@ -482,11 +482,14 @@ fn review_says_that_only_the_default_decides_about_the_last_msr() {
 #[test]
 fn review_keeps_the_other_direction_of_an_included_entry_or_leaves_it_to_a_person() {
     let policy = "policy = 1\ninclude = [\"base.toml\"]\ndefault = \"deny\"\n";
-    let event = LEARN_EFER;
     for (read, code) in [("\"allow\"", 0), ("{ value = 0x500 }", 1)] {
         let base =
             format!("policy = 1\n\n[msrs]\nIA32_EFER = {{ read = {read}, write = \"deny\" }}\n");
-        let folder = Folder::new(&[("e.jsonl", event), ("p.toml", policy), ("base.toml", &base)]);
+        let folder = Folder::new(&[
+            ("e.jsonl", LEARN_EFER),
+            ("p.toml", policy),
+            ("base.toml", &base),
+        ]);
         let accept = ["review", "p.toml", "e.jsonl", "--accept", "IA32_EFER"];
         let (got, out, err) = folder.run(&accept);
         assert_eq!(got, Some(code), "{out}{err}");

@@ -179,9 +179,10 @@ fn accept_rows(
             "more kinds of accesses"
         )
     ));
-    Ok(match learnt.kept.is_empty() {
-        true => Accepted::All,
-        false => Accepted::Part,
+    Ok(if learnt.kept.is_empty() {
+        Accepted::All
+    } else {
+        Accepted::Part
     })
 }
 

@@ -49,46 +49,14 @@ pub fn learn(
 /// access is also allowed if an entry of the author refuses it, unless that entry is `final`.
 ///
 /// # Errors
-/// As [`learn`]. Accesses whose entries alone would be mistakes are kept and listed.
+/// As [`learn`].
 pub fn accept(
     policy: &Source,
     includes: &mut dyn Includes,
     seen: &[Sighting],
     named: &BTreeSet<MsrIndex>,
 ) -> Result<Learnt, LearnError> {
-    let all = changed(policy, includes, seen, named, |_, _| {});
-    if all.is_ok() || parse(policy, includes).is_err() {
-        return all;
-    }
-    let before = compile(parse(policy, includes)?)?;
-    let (mut possible, mut kept) = (Vec::new(), Vec::new());
-    for one in seen {
-        let alone = std::slice::from_ref(one);
-        if changed(policy, includes, alone, named, |_, _| {}).is_ok() {
-            possible.push(one.clone());
-        } else {
-            let (index, access) = (one.index, one.access);
-            let by = refusing(&before, index, access);
-            kept.push(Kept { index, access, by });
-        }
-    }
-    let mut learnt = changed(policy, includes, &possible, named, |_, _| {})?;
-    learnt.kept.extend(kept);
-    learnt
-        .kept
-        .sort_by_key(|kept| (kept.index, kept.access as u8));
-    Ok(learnt)
-}
-
-/// Returns the entry that refuses an access and that no new entry can loosen.
-fn refusing(before: &Compiled, index: MsrIndex, access: Access) -> KeptBy {
-    let rules = before.variants().iter().map(|one| one.rule(index, access));
-    let mut refusing = rules.filter(|rule| matches!(rule.action, Action::Deny | Action::Kill));
-    let entry = refusing.find_map(|rule| match rule.by {
-        DecidedBy::Entry(id) => Some(id),
-        _ => None,
-    });
-    entry.map_or(KeptBy::KeysTaken, |id| by_hand(before.policy(), id))
+    changed(policy, includes, seen, named, |_, _| {})
 }
 
 fn changed(
