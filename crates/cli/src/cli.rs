@@ -287,7 +287,8 @@ pub(crate) struct ReviewArgs {
 }
 
 const REVIEW_STATUS: &str = "\
-Exit codes: 0 if nothing is open, 1 if something is, 2 for wrong input, or if nothing is open but events are missing.";
+Exit codes: 0 if nothing is open or unclear, 1 if something is, 2 for wrong input, or if nothing is but events are
+missing.";
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
@@ -394,9 +395,9 @@ pub(crate) struct LearnArgs {
 }
 
 const LEARN_STATUS: &str = "\
-Exit status: the VMM's own; 1 if the policy lacks accesses that found no room; 125 if the VMM was not watched,
-126 if the VMM cannot be run, 127 if there is none. With --from: 0 if the policy has all that the files show, 1 if
-they lack accesses, 2 if no policy was written.";
+Exit status: the VMM's own; 1 if the policy lacks accesses that found no room; 125 if the VMM was not watched, or
+ends with 0 without a VM; 126 if it cannot be run, 127 if there is none. With --from: 0 if the policy allows all that
+the files show, 1 if they lack accesses or the policy goes on to refuse some, 2 if no policy was written.";
 
 const EXEC_STATUS: &str = "\
 Exit status: the VMM's own, which keeps msrgate's process; 125 if it was not put behind the policy,

@@ -136,6 +136,11 @@ fn is_alone(entry: &Entry) -> bool {
 
 fn beyond_default(compiled: &Compiled, index: MsrIndex, accesses: Accesses) -> Grant {
     let policy = compiled.policy();
+    let mut entries = policy.ids().map(|id| policy.entry(id));
+    if let Some(entry) = entries.find(|entry| entry.is_final() && entry.msrs().contains(index)) {
+        let at = GrantLine::of(policy, entry);
+        return Grant::Final { at };
+    }
     if let Some(entry) = own_entry(policy, index) {
         return changed(policy, entry, accesses);
     }

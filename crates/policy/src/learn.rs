@@ -35,8 +35,8 @@ pub use recording::Recording;
 /// A policy without entries, which denies every access: the policy to begin with.
 pub const EMPTY: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// The beginning of the `why` of each entry that is learnt. An entry whose `why` begins otherwise is its
-/// author's, and is not changed.
+/// The beginning of the `why` of each entry that is learnt. An entry whose `why` begins otherwise, or goes on with
+/// words that learning does not write, is its author's, and is not changed.
 pub const MARK: &str = "learnt: ";
 
 /// A kind of access that a guest made: one MSR in one direction, with one fate.
@@ -90,6 +90,8 @@ pub enum Fate {
     /// KVM knows the MSR, and refused this access with a #GP: the value was not valid, or the processor
     /// lacks the feature.
     Refused,
+    /// KVM does not know the MSR, and a policy answered the access in its place, so that the guest went on.
+    Answered,
     /// The guest got a #GP, from KVM or from a filter, at each access of the recording.
     Faulted,
     /// KVM does not know the MSR, and refused the access with a #GP.
@@ -134,6 +136,16 @@ pub struct Kept {
 pub enum KeptBy {
     /// An entry of the policy's author refuses the access.
     Entry {
+        /// The name of the text with the entry.
+        file: String,
+        /// The place of the entry's key.
+        place: Place,
+        /// The key.
+        key: String,
+    },
+    /// An entry of the policy's author decides about the access, and only a person can change it: it stands in a
+    /// `[[when]]`, or its answer depends on the value.
+    ByHand {
         /// The name of the text with the entry.
         file: String,
         /// The place of the entry's key.

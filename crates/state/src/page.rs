@@ -43,10 +43,6 @@ pub enum Limited {
     HeldBack,
 }
 
-/// The number of places that the search for a kind looks at. It is bounded so that a guest that accesses
-/// every MSR does not make each access slow.
-const PROBES: usize = 32;
-
 impl<'w> Page<'w> {
     /// Reads the header, and returns the page in these words.
     ///
@@ -147,12 +143,11 @@ impl<'w> Page<'w> {
     }
 
     /// Returns the position of the first word of the kind's place. If the kind has no place, the function
-    /// takes a free one. Returns `None` if the [`PROBES`] places of the search belong to other kinds.
+    /// takes a free one. Returns `None` if the places of the [search](Kind::search) belong to other kinds.
     fn place(&self, kind: Kind) -> Option<usize> {
-        let (bits, count) = (kind.to_bits(), self.layout.place_count);
-        let home = kind.home(count);
-        (0..PROBES.min(count)).find_map(|offset| {
-            let base = self.layout.places + (home + offset) % count * PLACE_WORDS;
+        let bits = kind.to_bits();
+        kind.search(self.layout.place_count).find_map(|place| {
+            let base = self.layout.places + place * PLACE_WORDS;
             let key = self.word(base);
             let held = key.load(Ordering::Relaxed);
             let is_here = held == bits

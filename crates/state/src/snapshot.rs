@@ -146,6 +146,19 @@ impl Snapshot {
         recorded
     }
 
+    /// Returns the time since which a kind that has no place finds none. Returns `None` if the kind has a place, or
+    /// would find one.
+    #[must_use]
+    pub fn without_place_since(&self, kind: Kind) -> Option<u64> {
+        let bases = kind.search(self.layout.place_count);
+        let mut bases = bases.map(|place| self.layout.places + place * PLACE_WORDS);
+        bases.try_fold(0, |latest: u64, base| {
+            let held = self.get(base);
+            let is_of_others = held != 0 && held != kind.to_bits();
+            is_of_others.then(|| latest.max(self.get(base + 2)))
+        })
+    }
+
     fn place(&self, base: usize) -> Option<Recorded> {
         let count = self.get(base + 1);
         // The process may have died after it counted a kind and before it filled the place: the other fields
@@ -386,6 +399,16 @@ mod tests {
         let counted: u64 = snapshot.recorded().iter().map(|one| one.count).sum();
         assert!(snapshot.others() > 0);
         assert_eq!(counted + snapshot.others(), 20_000);
+        let recorded: Vec<_> = snapshot
+            .recorded()
+            .iter()
+            .map(|one| one.first.kind)
+            .collect();
+        for index in 0..20_000 {
+            let kind = seen(index, 1).kind;
+            let since = (!recorded.contains(&kind)).then_some(1);
+            assert_eq!(snapshot.without_place_since(kind), since, "{index}");
+        }
     }
 
     /// A VM's events are never overwritten before they were read, whatever other VMs do. Those without room are counted.

@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::learn::{EMPTY, Kept, KeptBy, LearnError, Learnt, Notes, Sighting, learn};
@@ -21,11 +22,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::exec::{self, AtOpenDoor, Launch, Report, say};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
-use crate::files::Files;
+use crate::files::{Files, Inode, Place};
+use crate::links::{self, Target};
 use crate::load::Input;
 use crate::named;
 use crate::output::count;
 use crate::whole::{self, Content};
+use sightings::Sightings;
 
 /// The policy under which a guest is watched.
 const LEARNER: &str = "policy = 1\nname = \"learner\"\ndefault = \"allow\"\nlog = \"first\"\n";
@@ -82,7 +85,10 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
             "the VMM made no VM, so there is nothing to learn from; {} was not written",
             named::shown(&args.output)
         ));
-        return Ok(Answer::Status(status));
+        return Ok(Answer::Status(match status {
+            0 => EXIT_NOT_BEHIND,
+            status => status,
+        }));
     }
     written(args, &host, &snapshot, status)
 }
@@ -91,7 +97,7 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
 /// that does not exist is made and removed again: if this process is killed, it leaves none.
 ///
 /// # Errors
-/// The file cannot be written, or has content, and `--merge` is not given.
+/// The file cannot be written, or has content and is not the policy of `--merge`.
 fn check_output(args: &LearnArgs) -> Result<(), Failure> {
     let path = &*args.output;
     if path.as_os_str() == "-" {
@@ -107,10 +113,13 @@ fn check_output(args: &LearnArgs) -> Result<(), Failure> {
         Ok(_) => fs::remove_file(path).map_err(failed),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let there = fs::metadata(path).map_err(failed)?;
-            if args.merge.is_none() && (!there.is_file() || there.len() > 0) {
+            let is_blank = there.is_file() && there.len() == 0;
+            let is_recording = args.from.iter().any(|one| is_same(one, path));
+            let is_old = args.merge.as_ref().is_some_and(|old| is_same(old, path));
+            if is_recording || !(is_blank || is_old) {
                 let file = named::shown(path);
                 return Err(Failure::Usage(format!(
-                    "{file} exists; to add to it what this run shows, write --merge {file} -o {file}; else name another file"
+                    "{file} exists; to add to a policy of this name, write --merge {file} -o {file}; else name another file"
                 )));
             }
             let opened = File::options().append(true).open(path);
@@ -120,6 +129,12 @@ fn check_output(args: &LearnArgs) -> Result<(), Failure> {
     }
 }
 
+/// Returns true if both paths lead to one regular file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let inode = Inode::behind(one);
+    inode.is_some() && inode == Inode::behind(other)
+}
+
 /// Writes the policy, and says what is in it.
 fn written(
     args: &LearnArgs,
@@ -127,7 +142,7 @@ fn written(
     snapshot: &Snapshot,
     status: u8,
 ) -> Result<Answer, Failure> {
-    let seen = sightings::of(snapshot);
+    let Sightings { seen, without_fate } = sightings::of(snapshot);
     let mut notes = Notes::default();
     let overflow = snapshot.others();
     if overflow > 0 {
@@ -135,19 +150,46 @@ fn written(
             "NOT ALL of the guest's accesses are in here: {overflow} found no room in the table of first accesses."
         ));
     }
-    let learnt = Old::read(args)?.with(&seen, &notes)?;
-    put(args, &learnt)?;
+    if without_fate > 0 {
+        notes.missing.push(format!(
+            "{without_fate} kinds of accesses are left out, because nothing shows if KVM knows their MSRs: the table was full."
+        ));
+    }
+    let merged = Old::read(args).and_then(|old| {
+        let learnt = old.with(&seen, &notes)?;
+        Ok((old, learnt))
+    });
+    let (old, learnt) = merged.inspect_err(|_| show_alone(&seen, &notes))?;
+    put(args, &old, &learnt)?;
     tell(args, host, &learnt, snapshot);
     Ok(Answer::Status(if overflow > 0 { NOT_ALL } else { status }))
 }
 
-/// Writes the policy into its file.
+/// Shows what a run adds to no policy, since the policy of `--merge` cannot be used any more.
+fn show_alone(seen: &[Sighting], notes: &Notes) {
+    let empty = Source::new("learnt", EMPTY);
+    if let Ok(learnt) = learn(&empty, &mut NoIncludes, seen, notes) {
+        say(
+            "the policy of --merge cannot be used; what the run shows is shown here instead, as a policy of its own:",
+        );
+        crate::results::talk(&learnt.text);
+    }
+}
+
+/// Writes the policy into its file. The policy of `--merge` is replaced only if it is still what was read.
 ///
 /// # Errors
-/// The file cannot be written, or another process has made it in the meantime. The policy is then shown.
-fn put(args: &LearnArgs, learnt: &Learnt) -> Result<(), Failure> {
-    let written = check_output(args)
-        .and_then(|()| whole::write(&args.output, learnt.text.as_bytes(), Content::Text));
+/// The file cannot be written, or another process has made or changed it in the meantime. The policy is then shown.
+fn put(args: &LearnArgs, old: &Old, learnt: &Learnt) -> Result<(), Failure> {
+    let written = check_output(args).and_then(|()| match &old.place {
+        Some(Place::File {
+            opened: Some(opened),
+            ..
+        }) if is_same(&opened.path, &args.output) => {
+            whole::replace(&args.output, opened, learnt.text.as_bytes())
+        }
+        _ => whole::write(&args.output, learnt.text.as_bytes(), Content::Text),
+    });
     written.inspect_err(|_| {
         say("the policy cannot be written, and is shown here instead:");
         crate::results::talk(&learnt.text);
@@ -157,41 +199,80 @@ fn put(args: &LearnArgs, learnt: &Learnt) -> Result<(), Failure> {
 /// The policy that is added to.
 struct Old {
     source: Source,
-    files: Option<Files>,
+    /// The place of the policy of `--merge`, from which its includes are looked up.
+    place: Option<Place>,
 }
 
 impl Old {
     /// Reads the policy of `--merge`.
     ///
     /// # Errors
-    /// The policy cannot be read, or has mistakes.
+    /// The policy cannot be read, or has mistakes, or includes files that the new policy would not find.
     fn read(args: &LearnArgs) -> Result<Self, Failure> {
         let Some(merge) = &args.merge else {
             let source = Source::new(&named::shown(&args.output), EMPTY);
             return Ok(Self {
                 source,
-                files: None,
+                place: None,
             });
         };
         let input = Input::read(merge)?;
-        input.compiled()?;
+        let (_, included) = input.compiled_with_files(None)?;
+        if let Place::File { folder, .. } = &input.place
+            && !included.is_empty()
+            && folder_of(folder)? != folder_of(&folder_behind(&args.output)?)?
+        {
+            let file = named::shown(merge);
+            return Err(Failure::Usage(format!(
+                "{file} includes files, which are looked up from its own folder, so the new policy would include others; name a file in the folder of {file} with -o"
+            )));
+        }
         let source = input.source()?;
-        let files = Files::from(&source, &input.place);
         Ok(Self {
             source,
-            files: Some(files),
+            place: Some(input.place),
         })
     }
 
-    fn with(self, seen: &[Sighting], notes: &Notes) -> Result<Learnt, Failure> {
-        let learnt = match self.files {
-            Some(mut files) => learn(&self.source, &mut files, seen, notes),
+    fn with(&self, seen: &[Sighting], notes: &Notes) -> Result<Learnt, Failure> {
+        let learnt = match &self.place {
+            Some(place) => {
+                let mut files = Files::from(&self.source, place);
+                learn(&self.source, &mut files, seen, notes)
+            }
             None => learn(&self.source, &mut NoIncludes, seen, notes),
         };
         learnt.map_err(|error| match error {
             LearnError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
             error => Failure::Refused(error.to_string()),
         })
+    }
+}
+
+/// Returns the folder of the file that a path leads to, or will lead to when the file is made.
+fn folder_behind(path: &Path) -> Result<PathBuf, Failure> {
+    match links::follow(path) {
+        Ok(Target::Path(path) | Target::Open(path)) => Ok(links::folder(&path).to_owned()),
+        Err(error) => Err(not_found(path, &error)),
+    }
+}
+
+/// Returns a folder's path without links. The empty path is the working folder.
+fn folder_of(folder: &Path) -> Result<PathBuf, Failure> {
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    folder
+        .canonicalize()
+        .map_err(|error| not_found(folder, &error))
+}
+
+fn not_found(path: &Path, error: &io::Error) -> Failure {
+    Failure::Input {
+        what: named::name(path),
+        why: format!("cannot be found: {error}"),
     }
 }
 
@@ -270,6 +351,14 @@ pub(super) fn kept_in_words(kept: &Kept) -> String {
         KeptBy::Entry { file, place, key } => {
             format!(
                 "{}:{} refuses it: {}",
+                one_line(file),
+                place.line,
+                one_line(key)
+            )
+        }
+        KeptBy::ByHand { file, place, key } => {
+            format!(
+                "change {}:{} by hand: {}",
                 one_line(file),
                 place.line,
                 one_line(key)

@@ -10,8 +10,8 @@ use std::io::Write;
 use std::path::Path;
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::learn::{Fate, LearnError, Sighting, accept};
-use msrgate_policy::{Compiled, MsrSet};
+use msrgate_policy::learn::{Fate, KeptBy, LearnError, Sighting, accept};
+use msrgate_policy::{Compiled, MsrSet, one_line, registers};
 
 use super::exec::say;
 use super::learn::kept_in_words;
@@ -39,7 +39,7 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let (policy, variant) = (compiled.policy(), chosen.variant);
     let advisers = Advisers::new()?;
-    let (mut rows, mut missing) = (Rows::new(policy, variant, &advisers), Vec::new());
+    let (mut rows, mut missing) = (Rows::new(&compiled, variant, &advisers), Vec::new());
     for file in &args.events {
         if is_empty(file) {
             continue;
@@ -55,17 +55,23 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         }
         rows.add(&read);
     }
-    if let Some(named) = &args.accept {
-        accept_rows(args, &input, &compiled, &mut rows, named)?;
-    }
-    let answer = match (rows.count(State::Open), missing.is_empty()) {
+    let accepted = match &args.accept {
+        Some(named) => accept_rows(args, &input, &compiled, &mut rows, named)?,
+        None => Accepted::All,
+    };
+    let answer = match (rows.undecided(), missing.is_empty()) {
+        _ if accepted == Accepted::Part => Answer::No,
         (0, true) => Answer::Yes,
         (0, false) => Answer::Incomplete,
         _ => Answer::No,
     };
     match args.format.format {
         Format::Json => output::json(out, &report::for_programs(policy, &rows, &missing, answer))?,
-        Format::Text => report::for_people(out, args, policy, &rows, &missing)?,
+        Format::Text => {
+            // Without --cpu, the policy is the same for all processors, or this host's is chosen again.
+            let cpu = chosen.cpu.as_ref().filter(|_| args.cpu.cpu.is_some());
+            report::for_people(out, args, cpu, policy, &rows, &missing)?;
+        }
     }
     Ok(answer)
 }
@@ -93,6 +99,14 @@ fn check_writable(policy: &Path, input: &Input) -> Result<(), Failure> {
     )))
 }
 
+/// The result of `--accept`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepted {
+    All,
+    /// The policy goes on to refuse accesses that were to be accepted.
+    Part,
+}
+
 /// Allows rows in the policy's file: all that are open, or those of the named MSRs.
 fn accept_rows(
     args: &ReviewArgs,
@@ -100,7 +114,7 @@ fn accept_rows(
     compiled: &Compiled,
     rows: &mut Rows<'_>,
     named: &[MsrSet],
-) -> Result<(), Failure> {
+) -> Result<Accepted, Failure> {
     let is_named = |index: MsrIndex| named.iter().any(|set| set.contains(index));
     for set in named {
         if !rows.iter().any(|row| set.contains(row.sighting.index)) {
@@ -119,7 +133,7 @@ fn accept_rows(
         .map(|row| to_allow(&row.sighting))
         .collect();
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(Accepted::All);
     }
     let indices: BTreeSet<_> = match named {
         [] => BTreeSet::new(),
@@ -132,7 +146,11 @@ fn accept_rows(
         error => Failure::Refused(error.to_string()),
     })?;
     for kept in &learnt.kept {
-        say(&format!("not accepted: {}", kept_in_words(kept)));
+        let change = match rows.grant(kept.index, kept.access) {
+            Some(grant) if matches!(kept.by, KeptBy::ByHand { .. }) => format!("; {grant}"),
+            _ => String::new(),
+        };
+        say(&format!("not accepted: {}{change}", kept_in_words(kept)));
     }
     if !learnt.added.is_empty()
         && let Place::File {
@@ -144,7 +162,13 @@ fn accept_rows(
     }
     let name = compiled.policy().source().name();
     for (index, access) in &learnt.added {
-        rows.accept(*index, *access);
+        if let Some(why) = rows.accept(*index, *access) {
+            say(&format!(
+                "the entry that now allows a {access} of {} has its author's why, which may not fit any more: {}",
+                registers::titled(*index),
+                one_line(why)
+            ));
+        }
     }
     say(&format!(
         "{} now allows {}",
@@ -155,7 +179,11 @@ fn accept_rows(
             "more kinds of accesses"
         )
     ));
-    Ok(())
+    Ok(if learnt.kept.is_empty() {
+        Accepted::All
+    } else {
+        Accepted::Part
+    })
 }
 
 /// Returns a sighting that lets the access be allowed, although the guest got #GP for it.

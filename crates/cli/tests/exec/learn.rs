@@ -161,6 +161,9 @@ fn learn_passes_signals_and_status_on_and_waits_for_a_text() {
     assert!(none.err.contains("the VMM made no VM"), "{}", none.err);
     assert!(!lab.path("none.toml").exists());
 
+    let empty = ran(&mut shell(&["-o", "none.toml"], "exit 0"));
+    assert_eq!(empty.status, 125, "no VM was watched: {}", empty.err);
+
     let script = "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
     let text = ran(&mut shell(&["-o", "none.toml", "--until", "ready"], script));
     assert_eq!(
@@ -280,4 +283,28 @@ fn page_that_vmm_has_damaged_is_told_and_no_policy_is_written() {
         );
         assert!(!lab.path("learnt.toml").exists());
     }
+}
+
+/// The run may have taken hours, so what it showed is not lost with the policy that it was to be added to.
+#[test]
+fn run_is_shown_if_policy_to_add_to_cannot_be_used_at_its_end() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let mut command = learn(&lab, &["--merge", "guest.toml", "-o", "guest.toml"]);
+    command.args(["sh", "-c", "$0; echo broken >guest.toml"]);
+    let ran = ran(command.arg(strict));
+    assert_eq!(ran.status, 125, "{}", ran.err);
+    for part in [
+        "shown here instead",
+        "# Learnt by msrgate from 1 run.",
+        "learnt: first ",
+    ] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    assert_eq!(
+        fs::read_to_string(lab.path("guest.toml")).unwrap(),
+        "broken\n"
+    );
 }

@@ -59,8 +59,64 @@ fn fate(one: &Sighting) -> String {
         Fate::Untried => format!("a policy refused the {access}"),
         Fate::Refused => format!("{INVALID}{access} with #GP"),
         Fate::Faulted => format!("KVM or a filter refused the {access} with #GP"),
-        Fate::Unknown => format!("KVM does not know it, and refused the {access}"),
+        Fate::Answered => format!("KVM does not know it, and a policy answered the {access}"),
+        Fate::Unknown => format!("{UNKNOWN} the {access}"),
     }
+}
+
+/// The beginning of the words about an access of an MSR that KVM does not know.
+const UNKNOWN: &str = "KVM does not know it, and refused";
+
+/// Returns true if this `why` says that KVM does not know the MSR, and refused this access.
+pub(super) fn is_unknown(why: &str, access: Access) -> bool {
+    let wanted = format!("{UNKNOWN} the {access}");
+    why.split("; ").any(|clause| clause == wanted)
+}
+
+/// Returns true if learning could have written this `why`: each of its clauses has the form of one that [`why`]
+/// writes. An author whose words begin in the same way by chance writes another form.
+pub(super) fn is_learnt(why: &str) -> bool {
+    let Some(clauses) = why.strip_prefix(MARK) else {
+        return false;
+    };
+    let mut clauses = clauses.split("; ");
+    clauses.next().is_some_and(is_first)
+        && clauses.all(|clause| is_first(clause) || is_detail(clause))
+}
+
+/// Returns true for a clause about the first access.
+fn is_first(clause: &str) -> bool {
+    let begins = ["first read", "first written", "seen"];
+    let Some(mut rest) = begins.iter().find_map(|one| clause.strip_prefix(one)) else {
+        return false;
+    };
+    for part in [" by vCPU ", " of VM ", " after "] {
+        let Some(number) = rest.strip_prefix(part) else {
+            continue;
+        };
+        rest = number.trim_start_matches(|one: char| one.is_ascii_digit() || one == '.');
+        if rest.len() == number.len() {
+            return false;
+        }
+        rest = rest.strip_prefix(" s").unwrap_or(rest);
+    }
+    let line = rest.strip_prefix(" at ").and_then(|at| at.rsplit_once(':'));
+    rest.is_empty() || line.is_some_and(|(_, line)| line.parse::<u64>().is_ok())
+}
+
+/// Returns true for a clause about bits or about a fate.
+fn is_detail(clause: &str) -> bool {
+    let fates = [
+        Fate::Untried,
+        Fate::Refused,
+        Fate::Answered,
+        Fate::Faulted,
+        Fate::Unknown,
+    ];
+    let mut all = fates.iter().flat_map(|&of| {
+        Access::ALL.map(|access| fate(&Sighting::new(MsrIndex::new(0), access, of)))
+    });
+    clause.starts_with("set ") || all.any(|wanted| clause == wanted)
 }
 
 /// Returns the names of the fields that are not 0 in a value, if the names of the register's fields

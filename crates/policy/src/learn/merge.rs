@@ -16,7 +16,7 @@ use crate::resolve::parse;
 use crate::source::Source;
 
 /// The comment above the learnt entries for accesses that the guest got no further with.
-const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, without this policy, and went on.";
+const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, and went on.";
 
 /// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
 const INVALID: &str = "# KVM knows these MSRs, and refused at least one access with #GP: for its value, or since the guest's processor lacks them.";
@@ -49,8 +49,7 @@ pub fn learn(
 /// access is also allowed if an entry of the author refuses it, unless that entry is `final`.
 ///
 /// # Errors
-/// As [`learn`]. The policy has mistakes with the new entries, for example, if a `final` entry of an include
-/// forbids them.
+/// As [`learn`].
 pub fn accept(
     policy: &Source,
     includes: &mut dyn Includes,
@@ -141,7 +140,9 @@ impl<'s> Plan<'s> {
                     let change = plan.msrs.entry(index).or_default();
                     change.author = change.author.or(author);
                     change.actions[access as usize] = Some(match fate {
-                        Fate::Done | Fate::Untried | Fate::Refused => Action::Allow,
+                        Fate::Done | Fate::Untried | Fate::Refused | Fate::Answered => {
+                            Action::Allow
+                        }
                         Fate::Faulted | Fate::Unknown => Action::Deny,
                     });
                     change.seen.extend(seen);
@@ -267,21 +268,25 @@ impl Change<'_> {
     /// changes no decision.
     fn write_new(&self, edited: &mut Edited, before: &Compiled, index: MsrIndex) -> Option<String> {
         let key = entry::keys(index).find(|key| !edited.has(key))?;
+        let author = self.author.map(|id| before.policy().entry(id));
+        let replaced = author.filter(|entry| is_replaced(entry));
         for access in Access::ALL {
             let is_by_default = |rule: Rule<'_>| rule.by == DecidedBy::Default;
             let mut rules = before.variants().iter().map(|one| one.rule(index, access));
             let word = match &self.actions[access as usize] {
                 Some(action) => action.word(),
-                None if rules.all(is_by_default) => before.policy().default_action().word(),
-                None => "inherit",
+                None => match replaced {
+                    Some(entry) => entry.action(access).map_or("inherit", Action::word),
+                    None if rules.all(is_by_default) => before.policy().default_action().word(),
+                    None => "inherit",
+                },
             };
             edited.set(&key, &access.to_string(), Some(word.to_owned()));
         }
         if !self.actions.contains(&Some(Action::Allow)) {
             edited.set(&key, "log", Some("none".to_owned()));
         }
-        let author = self.author.map(|id| before.policy().entry(id));
-        if author.is_some_and(|entry| entry.source() != OWN && entry.msrs().count() == 1) {
+        if replaced.is_some() {
             edited.set_override(&key);
         }
         edited.set(&key, "why", Some(entry::why(&self.seen)));
@@ -329,10 +334,10 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
 pub enum RefusedBy<'p> {
     /// The `default`.
     Default,
-    /// An entry that was learnt. Its `why` says that nothing but the default refused the access.
+    /// An entry that was learnt for another access, or without knowing of KVM's answer.
     Learnt(&'p Entry),
-    /// An entry that was learnt with `deny`, since the guest got #GP without a policy, too.
-    LearntAsRefused(&'p Entry),
+    /// An entry that was learnt with `deny`, since KVM does not know the MSR: the guest got #GP without a policy, too.
+    LearntAsUnknown(&'p Entry),
     /// An entry of the policy's author, or of the author of an include.
     Author(&'p Entry),
 }
@@ -345,14 +350,29 @@ pub fn refused_by<'p>(
     index: MsrIndex,
     access: Access,
 ) -> RefusedBy<'p> {
-    let DecidedBy::Entry(id) = variant.rule(index, access).by else {
+    let by = variant.rule(index, access).by;
+    let entry = match by {
+        DecidedBy::Entry(id) => Some(policy.entry(id)),
+        _ => None,
+    };
+    if entry.is_none_or(is_learnt)
+        && let Some(id) = final_entry(policy, index, access)
+    {
+        return RefusedBy::Author(policy.entry(id));
+    }
+    let Some(entry) = entry else {
         return RefusedBy::Default;
     };
-    let entry = policy.entry(id);
     match Class::of(entry) {
         _ if !is_learnt(entry) => RefusedBy::Author(entry),
-        Class::Refused => RefusedBy::LearntAsRefused(entry),
-        Class::Allowed | Class::Invalid => RefusedBy::Learnt(entry),
+        Class::Refused
+            if entry
+                .why()
+                .is_some_and(|why| entry::is_unknown(why, access)) =>
+        {
+            RefusedBy::LearntAsUnknown(entry)
+        }
+        _ => RefusedBy::Learnt(entry),
     }
 }
 
@@ -361,7 +381,7 @@ fn is_learnt(entry: &Entry) -> bool {
         && entry.when().is_none()
         && entry.firmness == Firmness::Loosenable
         && entry.msrs().count() == 1
-        && entry.why().is_some_and(|why| why.starts_with(MARK))
+        && entry.why().is_some_and(entry::is_learnt)
 }
 
 fn standing(
@@ -375,20 +395,36 @@ fn standing(
     let mut standing = Standing::Met;
     for rule in before.variants().iter().map(|one| one.rule(index, access)) {
         let is_refused = matches!(rule.action, Action::Deny | Action::Kill);
+        let is_named = named.contains(&index);
         match rule.by {
+            // An answer may depend on the value, and be a refusal.
+            DecidedBy::Entry(id) if is_named && !is_refused && *rule.action != Action::Allow => {
+                return Standing::Kept(by_hand(policy, id));
+            }
             _ if !is_refused => {}
             DecidedBy::Kvm => {}
             DecidedBy::Default if index == MsrIndex::MAX => {
                 return Standing::Kept(KeptBy::LastMsr);
             }
-            DecidedBy::Default => standing = Standing::Open(None),
+            DecidedBy::Default => {
+                if let Some(id) = final_entry(policy, index, access) {
+                    return Standing::Kept(kept_by(policy, id));
+                }
+                standing = Standing::Open(None);
+            }
             // Without a policy, the guest got a #GP, too. This entry refuses it, too, so
             // nothing changes.
             DecidedBy::Entry(_) if matches!(fate, Fate::Faulted | Fate::Unknown) => {}
-            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open(None),
-            DecidedBy::Entry(id)
-                if named.contains(&index) && policy.entry(id).firmness == Firmness::Loosenable =>
-            {
+            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => {
+                if let Some(id) = final_entry(policy, index, access) {
+                    return Standing::Kept(kept_by(policy, id));
+                }
+                standing = Standing::Open(None);
+            }
+            DecidedBy::Entry(id) if is_named && !can_be_accepted(policy.entry(id), access) => {
+                return Standing::Kept(by_hand(policy, id));
+            }
+            DecidedBy::Entry(id) if is_named && final_entry(policy, index, access).is_none() => {
                 standing = Standing::Open(Some(id));
             }
             DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),
@@ -397,9 +433,46 @@ fn standing(
     standing
 }
 
+/// Returns true if the author's entry can be changed, or a new entry can stand for it that keeps the answer of the other
+/// direction.
+fn can_be_accepted(entry: &Entry, access: Access) -> bool {
+    let [read, write] = Access::ALL.map(|access| entry.action(access));
+    let other = match access {
+        Access::Read => write,
+        Access::Write => read,
+    };
+    let is_kept = matches!(other, None | Some(Action::Allow | Action::Deny));
+    entry.when().is_none() && (is_kept || !is_replaced(entry))
+}
+
+/// Returns true for an entry of an include that a new entry for the same MSR replaces.
+fn is_replaced(entry: &Entry) -> bool {
+    entry.source() != OWN && entry.msrs().count() == 1
+}
+
+/// Returns the `final` entry that does not allow this access: it refuses it, or leaves it to the rest of the policy,
+/// which then refuses it. What the author made final is not loosened.
+fn final_entry(policy: &Policy, index: MsrIndex, access: Access) -> Option<EntryId> {
+    policy.ids().find(|id| {
+        let entry = policy.entry(*id);
+        entry.is_final()
+            && entry.msrs().contains(index)
+            && entry.action(access) != Some(&Action::Allow)
+    })
+}
+
 fn kept_by(policy: &Policy, id: EntryId) -> KeptBy {
     let entry = policy.entry(id);
     KeptBy::Entry {
+        file: policy.text(entry.source()).name().to_owned(),
+        place: entry.place(),
+        key: entry.key().to_owned(),
+    }
+}
+
+fn by_hand(policy: &Policy, id: EntryId) -> KeptBy {
+    let entry = policy.entry(id);
+    KeptBy::ByHand {
         file: policy.text(entry.source()).name().to_owned(),
         place: entry.place(),
         key: entry.key().to_owned(),

@@ -27,7 +27,7 @@ struct Kind {
     value: Option<u64>,
     /// The best fate that an access had.
     best: Fate,
-    /// The fate that KVM's own refusals have, if there were some.
+    /// The fate that accesses have which KVM did not carry out, if there were some.
     by_kvm: Option<Fate>,
 }
 
@@ -54,9 +54,12 @@ impl Recording {
             by_kvm: None,
         });
         kind.best = kind.best.min(fate);
-        if matches!(fate, Fate::Refused | Fate::Unknown) {
-            kind.by_kvm = kind.by_kvm.max(Some(fate));
-        }
+        kind.by_kvm = match (kind.by_kvm, fate) {
+            // The guest that got an answer once goes on with it.
+            (Some(Fate::Answered), _) | (_, Fate::Answered) => Some(Fate::Answered),
+            (before, Fate::Refused | Fate::Unknown) => before.max(Some(fate)),
+            (before, _) => before,
+        };
     }
 
     /// Returns one sighting for each kind of access. `name` is the recording's name.
@@ -104,6 +107,12 @@ impl Recording {
         if self.kinds.values().any(|kind| kind.best == Fate::Faulted) {
             say("shows a #GP, but not if KVM or a filter gave it to the guest.");
         }
+        let is_answered = |kind: &Kind| kind.by_kvm == Some(Fate::Answered);
+        if self.kinds.values().any(is_answered) {
+            say(
+                "has accesses of MSRs that KVM does not know, and that its policy answered. Under this policy, `unknown` decides about them.",
+            );
+        }
         notes
     }
 }
@@ -137,7 +146,8 @@ fn missing(totals: &Totals) -> Vec<String> {
 
 fn fate(traced: &Traced) -> Fate {
     match (traced.told, traced.outcome) {
-        (Some(Told::Unknown), _) => Fate::Unknown,
+        (Some(Told::Unknown), Outcome::Faulted) => Fate::Unknown,
+        (Some(Told::Unknown), Outcome::Done) => Fate::Answered,
         (Some(Told::Invalid), _) => Fate::Refused,
         (Some(Told::Refused), _) => Fate::Untried,
         (Some(Told::Passed), _) | (None, Outcome::Done) => Fate::Done,
@@ -183,7 +193,8 @@ mod tests {
             ("filter", "allow", Fate::Done),
             ("filter", "mask", Fate::Done),
             ("invalid", "deny", Fate::Refused),
-            ("unknown", "unknown", Fate::Unknown),
+            ("unknown", "deny", Fate::Unknown),
+            ("unknown", "unknown", Fate::Answered),
         ] {
             let wanted = [(0x277, Access::Write, fate)];
             assert_eq!(
@@ -197,12 +208,12 @@ mod tests {
     /// A gate tells of one access twice, since KVM asks the filter first.
     #[test]
     fn refusal_by_kvm_counts_more_than_access_let_through() {
-        for order in [["filter", "unknown"], ["unknown", "filter"]] {
-            let text: String = order
-                .iter()
-                .map(|reason| event(0x1c9, reason, "allow"))
-                .collect();
-            assert_eq!(fates(&text), [(0x1c9, Access::Write, Fate::Unknown)]);
+        let passed = event(0x1c9, "filter", "allow");
+        for (action, fate) in [("deny", Fate::Unknown), ("unknown", Fate::Answered)] {
+            let told = event(0x1c9, "unknown", action);
+            for text in [format!("{passed}{told}"), format!("{told}{passed}")] {
+                assert_eq!(fates(&text), [(0x1c9, Access::Write, fate)], "{text}");
+            }
         }
     }
 

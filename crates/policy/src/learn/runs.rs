@@ -36,10 +36,11 @@ impl Runs {
             *line = self.line();
             return;
         }
-        if head.is_empty() {
+        let top = top(head);
+        if head.len() == top {
             head.push(String::new());
         }
-        head.insert(0, self.line());
+        head.insert(top, self.line());
     }
 
     /// Puts comments into the head: the missing parts first, the others below the count. A comment that is there
@@ -57,7 +58,7 @@ impl Runs {
         }
         for line in notes.missing.iter().rev().map(comment) {
             if !head.contains(&line) {
-                head.insert(0, line);
+                head.insert(top(head), line);
             }
         }
     }
@@ -71,6 +72,14 @@ impl Runs {
         };
         format!("{BEGINNING}{} {runs}{news}.", self.all)
     }
+}
+
+/// Returns the number of the first line that comments may take: editors look for the schema in the first line.
+fn top(head: &[String]) -> usize {
+    usize::from(
+        head.first()
+            .is_some_and(|line| line.starts_with("#:schema")),
+    )
 }
 
 /// A flag: a run added something to the policy, or added nothing.

@@ -5,13 +5,15 @@ use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 use super::super::exec::say;
 use super::super::recordings::{check_standard_input, read};
-use super::{Old, put, tell_learnt, word};
+use super::{Old, check_output, put, tell_learnt, word};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, Failure};
+use crate::named;
 use crate::output::count;
 
 pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     check_standard_input(args.from.iter().chain(&args.merge))?;
+    check_output(args)?;
     let old = Old::read(args)?;
     // The lines are counted as a replay counts them. The policy of that replay does not matter.
     let empty = parse(&Source::new("empty", EMPTY), &mut NoIncludes).map_err(Failure::Mistakes)?;
@@ -30,8 +32,14 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
             ));
         }
     }
-    let learnt = old.with(&seen, &notes)?;
-    put(args, &learnt)?;
+    let learnt = old.with(&seen, &notes).map_err(|failure| match failure {
+        Failure::Refused(why) => Failure::Input {
+            what: named::name(&args.output),
+            why: format!("was not written: {why}"),
+        },
+        failure => failure,
+    })?;
+    put(args, &old, &learnt)?;
     let recordings = count(args.from.len(), "recording", "recordings");
     tell_learnt(
         args,
@@ -46,6 +54,6 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     say(&format!(
         "next:\n  msrgate check {file}\n  msrgate exec --audit {file} -- VMM ARGS…"
     ));
-    let is_all = notes.missing.is_empty();
+    let is_all = notes.missing.is_empty() && learnt.kept.is_empty();
     Ok(if is_all { Answer::Yes } else { Answer::No })
 }

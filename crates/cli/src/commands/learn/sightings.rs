@@ -1,17 +1,27 @@
 //! The accesses that a run's state page has, as learning takes them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use msrgate_filter::{Access, ExitReason};
+use msrgate_policy::answer::Disposition;
 use msrgate_policy::learn::{Fate, First, Sighting};
-use msrgate_state::{Recorded, Snapshot};
+use msrgate_state::{Kind, Recorded, Snapshot};
 
-/// Returns one sighting for each kind of access.
+/// The accesses of a run.
+pub(super) struct Sightings {
+    /// One sighting for each kind of access whose fate is known.
+    pub(super) seen: Vec<Sighting>,
+    /// The number of kinds of accesses whose fate is not known: the record that KVM does not know the MSR may have
+    /// found no place.
+    pub(super) without_fate: usize,
+}
+
+/// Returns the accesses of a run.
 ///
 /// KVM asks the filter before it looks for the register. The first access of an MSR that KVM does not know is
 /// therefore recorded twice: as let through, and as unknown. The second record says what the guest got.
-pub(super) fn of(snapshot: &Snapshot) -> Vec<Sighting> {
+pub(super) fn of(snapshot: &Snapshot) -> Sightings {
     let recorded = snapshot.recorded();
     let unknown: BTreeSet<_> = recorded
         .iter()
@@ -19,12 +29,18 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<Sighting> {
         .filter(|kind| kind.reason == ExitReason::Unknown)
         .map(|kind| (kind.index, kind.access))
         .collect();
+    let vcpus = Vcpus::of(&recorded);
     let vms = snapshot.vms();
+    let mut without_fate = 0;
     let of = |one: &Recorded| {
         let (first, kind) = (&one.first, one.first.kind);
         let fate = match kind.reason {
             ExitReason::Unknown => Fate::Unknown,
             _ if unknown.contains(&(kind.index, kind.access)) => return None,
+            _ if !vcpus.show_fate_of(one, snapshot) => {
+                without_fate += 1;
+                return None;
+            }
             _ => Fate::Done,
         };
         let made = usize::try_from(first.vm).ok().and_then(|at| vms.get(at));
@@ -38,5 +54,112 @@ pub(super) fn of(snapshot: &Snapshot) -> Vec<Sighting> {
         }
         Some(Sighting::new(kind.index, kind.access, fate).with_first(by))
     };
-    recorded.iter().filter_map(of).collect()
+    let seen = recorded.iter().filter_map(of).collect();
+    Sightings { seen, without_fate }
+}
+
+/// The times of the recorded accesses of each vCPU, as process, VM and vCPU.
+struct Vcpus(BTreeMap<(u32, u32, u32), BTreeSet<u64>>);
+
+impl Vcpus {
+    fn of(recorded: &[Recorded]) -> Self {
+        let mut all = BTreeMap::<_, BTreeSet<_>>::new();
+        for first in recorded.iter().map(|one| one.first) {
+            let vcpu = (first.pid, first.vm, first.vcpu);
+            all.entry(vcpu).or_default().insert(first.time);
+        }
+        Self(all)
+    }
+
+    /// Returns true if this access, let through, would have a second record if KVM did not know the MSR. The second
+    /// record comes before the next access of the same vCPU: if places were free at that time, it found one.
+    fn show_fate_of(&self, one: &Recorded, snapshot: &Snapshot) -> bool {
+        if snapshot.others() == 0 {
+            return true;
+        }
+        let first = one.first;
+        let unknown = Kind {
+            disposition: Disposition::Denied,
+            reason: ExitReason::Unknown,
+            ..first.kind
+        };
+        let Some(since) = snapshot.without_place_since(unknown) else {
+            return true;
+        };
+        let times = self.0.get(&(first.pid, first.vm, first.vcpu));
+        let mut later = times
+            .into_iter()
+            .flat_map(|times| times.range(first.time + 1..));
+        later.next().is_some_and(|next| *next < since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use msrgate_filter::MsrIndex;
+    use msrgate_policy::Origin;
+    use msrgate_state::{Limited, NewRun, Page, Seen};
+
+    use super::*;
+
+    /// Returns the page of a run in which a guest reads this many MSRs, none of which KVM knows.
+    fn after_unknown_reads(count: u32) -> Snapshot {
+        let new = NewRun {
+            cookie: 7,
+            reasons: 6,
+            ignore_msrs: 0,
+            program: b"",
+            has_events: false,
+        };
+        let bytes = new.encode();
+        let (chunks, _) = bytes.as_chunks();
+        let words: Vec<_> = chunks
+            .iter()
+            .map(|chunk| AtomicU64::new(u64::from_le_bytes(*chunk)))
+            .collect();
+        let page = Page::new(&words).unwrap();
+        let vm = page.add_vm(1, 0);
+        page.count_guarded_vm();
+        for index in 0..count {
+            let ways = [
+                (Disposition::Allowed, ExitReason::Filter),
+                (Disposition::Denied, ExitReason::Unknown),
+            ];
+            for (time, (disposition, reason)) in (u64::from(index) * 2..).zip(ways) {
+                let kind = Kind {
+                    index: MsrIndex::new(0x1_0000 + index),
+                    access: Access::Read,
+                    disposition,
+                    reason,
+                };
+                let seen = Seen {
+                    kind,
+                    value: 0,
+                    vcpu: 0,
+                    pid: 1,
+                    vm,
+                    origin: Origin::Default,
+                    time,
+                };
+                page.note(&seen, Limited::Passes);
+            }
+        }
+        let values = words.iter().map(|word| word.load(Ordering::Relaxed));
+        let bytes: Vec<u8> = values.flat_map(u64::to_le_bytes).collect();
+        Snapshot::new(&bytes).unwrap()
+    }
+
+    #[test]
+    fn unknown_msr_whose_second_record_found_no_place_is_not_taken_for_known() {
+        let few = of(&after_unknown_reads(100));
+        assert_eq!((few.seen.len(), few.without_fate), (100, 0));
+        let full = of(&after_unknown_reads(20_000));
+        assert!(full.without_fate > 0);
+        for sightings in [few, full] {
+            let is_unknown = |one: &Sighting| one.fate == Fate::Unknown;
+            assert!(sightings.seen.iter().all(is_unknown));
+        }
+    }
 }

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use msrgate_policy::learn::RefusedBy;
-use msrgate_policy::{Entry, Policy, one_line, registers, shown_name};
+use msrgate_policy::{Cpu, Entry, Grant, Policy, one_line, registers, shown_name};
 use serde::Serialize;
 
-use super::rows::{Row, Rows, State};
+use super::rows::{Certainty, Row, Rows, State};
 use crate::cli::ReviewArgs;
 use crate::failure::Answer;
 use crate::output::{self, SCHEMA, count};
@@ -21,6 +21,7 @@ pub(super) struct Report<'r> {
     open: usize,
     decided: usize,
     moot: usize,
+    unclear: usize,
     accepted: usize,
     rows: Vec<Listed<'r>>,
     /// The parts of the recordings that are missing, as sentences.
@@ -47,8 +48,12 @@ struct Listed<'r> {
     /// `sound`, `look` or `unsound`.
     advice: &'static str,
     reasons: &'r [String],
-    /// The entry that would allow the access.
-    allow: String,
+    /// True if the policy surely refuses the accesses; false if its answer depends on a value that is not recorded.
+    sure: bool,
+    /// The entry, or the text in place of an entry or of its field, that would allow the accesses; null if none can.
+    allow: Option<String>,
+    /// The place of the entry or of the `[[when]]` to change; null for a new entry of `[msrs]`.
+    allow_at: Option<String>,
 }
 
 pub(super) fn for_programs<'r>(
@@ -64,6 +69,7 @@ pub(super) fn for_programs<'r>(
         open: rows.count(State::Open),
         decided: rows.count(State::Decided),
         moot: rows.count(State::Moot),
+        unclear: rows.count(State::Unclear),
         accepted: rows.count(State::Accepted),
         rows: rows.iter().map(|row| listed(policy, rows, row)).collect(),
         missing,
@@ -73,6 +79,13 @@ pub(super) fn for_programs<'r>(
 fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'r> {
     let index = row.sighting.index;
     let entry = entry_of(row.refused_by);
+    let (allow, allow_at) = match rows.grant(index, row.sighting.access) {
+        Some(Grant::Add(entry)) => (Some(entry), None),
+        Some(Grant::AddToWhen { entry: text, at } | Grant::Change { text, at }) => {
+            (Some(text), Some(at.to_string()))
+        }
+        _ => (None, None),
+    };
     Listed {
         index: index.to_string(),
         name: output::name(index),
@@ -88,13 +101,15 @@ fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'
         r#final: entry.is_some_and(Entry::is_final),
         advice: row.advice.verdict.word(),
         reasons: &row.advice.reasons,
-        allow: rows.entry(index),
+        sure: row.certainty == Certainty::Sure,
+        allow,
+        allow_at,
     }
 }
 
 const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
     match refused_by {
-        RefusedBy::Learnt(entry) | RefusedBy::LearntAsRefused(entry) | RefusedBy::Author(entry) => {
+        RefusedBy::Learnt(entry) | RefusedBy::LearntAsUnknown(entry) | RefusedBy::Author(entry) => {
             Some(entry)
         }
         _ => None,
@@ -104,6 +119,7 @@ const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
 pub(super) fn for_people(
     out: &mut dyn Write,
     args: &ReviewArgs,
+    cpu: Option<&Cpu>,
     policy: &Policy,
     rows: &Rows<'_>,
     missing: &[String],
@@ -125,9 +141,14 @@ pub(super) fn for_people(
         let title = match state {
             State::Open => "open: no author has decided",
             State::Decided => {
-                "decided: an author's entry refuses it; to allow it, name the MSR: --accept MSR"
+                "decided: an author has decided about it; to allow what an entry refuses, name the MSR: --accept MSR"
             }
-            State::Moot => "moot: the guest got #GP without this policy, too",
+            State::Unclear => {
+                "unclear: the guest got #GP, from KVM or from a filter; to allow it, name the MSR: --accept MSR"
+            }
+            State::Moot => {
+                "moot: the guest got #GP without this policy, too: KVM does not know the MSR"
+            }
             State::Accepted => "accepted: the policy allows it from now on",
         };
         if rows.count(state) > 0 {
@@ -145,9 +166,10 @@ pub(super) fn for_people(
         let words: Vec<_> = words
             .map(|one| super::super::learn::word(Path::as_os_str(one)))
             .collect();
+        let cpu = cpu.map_or_else(String::new, |cpu| format!(" --cpu {cpu}"));
         writeln!(
             out,
-            "to allow all that is open: msrgate review {} --accept",
+            "to allow all that is open: msrgate review {}{cpu} --accept",
             words.join(" ")
         )?;
     }
@@ -183,7 +205,13 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
         }
         None => writeln!(out, "      refused by `default`")?,
     }
-    if matches!(row.state, State::Open | State::Decided) {
+    if row.certainty == Certainty::ByValue {
+        writeln!(
+            out,
+            "      may be refused: that depends on a value that is not recorded"
+        )?;
+    }
+    if matches!(row.state, State::Open | State::Unclear | State::Decided) {
         let verdict = row.advice.verdict.word();
         for (number, reason) in row.advice.reasons.iter().enumerate() {
             match number {
@@ -191,18 +219,14 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
                 _ => writeln!(out, "      - {}", one_line(reason))?,
             }
         }
-        let line = rows.entry(index);
-        match entry {
-            Some(entry) if entry.is_final() => writeln!(
+        let grant = rows.grant(index, row.sighting.access);
+        match grant {
+            Some(grant @ Grant::Add(_)) => writeln!(out, "      {grant} below [msrs]")?,
+            Some(grant) => writeln!(out, "      {grant}")?,
+            None => writeln!(
                 out,
-                "      to allow: take the `final` away where it is written"
+                "      no entry can allow it: only `default` decides about this MSR"
             )?,
-            Some(entry) if entry.msrs().count() == 1 => writeln!(
-                out,
-                "      to allow: {line} in place of {}",
-                output::where_it_stands(policy, entry)
-            )?,
-            _ => writeln!(out, "      to allow: {line} below [msrs]")?,
         }
     }
     Ok(())

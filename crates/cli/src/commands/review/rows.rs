@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::learn::{Fate, RefusedBy, Sighting, refused_by};
 use msrgate_policy::trace;
-use msrgate_policy::{Action, Policy, Variant, registers};
+use msrgate_policy::{Compiled, Entry, Grant, Variant, grant};
 
 use super::super::recordings::Read;
 use super::advice::{Advice, Advisers};
@@ -14,9 +14,20 @@ use super::advice::{Advice, Advisers};
 pub(super) struct Row<'c> {
     pub(super) sighting: Sighting,
     pub(super) count: u64,
+    /// The certainty of the refusals.
+    pub(super) certainty: Certainty,
     pub(super) state: State,
     pub(super) refused_by: RefusedBy<'c>,
     pub(super) advice: Advice,
+}
+
+/// The certainty that the policy refuses accesses of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Certainty {
+    /// The policy refuses at least one of them.
+    Sure,
+    /// The policy may refuse them: its answer depends on a value that the recordings do not show.
+    ByValue,
 }
 
 /// The state of a refusal in a review.
@@ -26,19 +37,28 @@ pub(super) enum State {
     Open,
     /// An entry of an author refuses it.
     Decided,
-    /// The guest got #GP without the policy, too.
+    /// The guest got #GP, and nothing shows if KVM or a filter gave it to the guest.
+    Unclear,
+    /// KVM does not know the MSR, so that the guest got #GP without the policy, too.
     Moot,
     /// It was allowed by `--accept`.
     Accepted,
 }
 
 impl State {
-    pub(super) const ALL: [Self; 4] = [Self::Open, Self::Decided, Self::Moot, Self::Accepted];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Open,
+        Self::Unclear,
+        Self::Decided,
+        Self::Moot,
+        Self::Accepted,
+    ];
 
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Open => "open",
             Self::Decided => "decided",
+            Self::Unclear => "unclear",
             Self::Moot => "moot",
             Self::Accepted => "accepted",
         }
@@ -46,7 +66,7 @@ impl State {
 }
 
 pub(super) struct Rows<'c> {
-    policy: &'c Policy,
+    compiled: &'c Compiled,
     variant: &'c Variant,
     advisers: &'c Advisers,
     by_kind: BTreeMap<(MsrIndex, Access), Row<'c>>,
@@ -54,57 +74,64 @@ pub(super) struct Rows<'c> {
 
 impl<'c> Rows<'c> {
     pub(super) const fn new(
-        policy: &'c Policy,
+        compiled: &'c Compiled,
         variant: &'c Variant,
         advisers: &'c Advisers,
     ) -> Self {
         Self {
-            policy,
+            compiled,
             variant,
             advisers,
             by_kind: BTreeMap::new(),
         }
     }
 
-    /// Adds what the policy refuses of a recording: surely, or by an answer that refused it when it was recorded.
+    /// Adds what the policy refuses of a recording, and what it may refuse.
     pub(super) fn add(&mut self, read: &Read<'_>) {
         let sightings = read.recording.sightings(&read.name);
-        for fate in [trace::Fate::Refused, trace::Fate::Unsure] {
+        for (fate, certainty) in [
+            (trace::Fate::Refused, Certainty::Sure),
+            (trace::Fate::Unsure, Certainty::ByValue),
+        ] {
             for counted in read.replay.rows(fate) {
                 let kind = (counted.index, counted.access);
-                let Some(seen) = sightings.iter().find(|one| (one.index, one.access) == kind)
-                else {
-                    continue;
-                };
-                if fate == trace::Fate::Refused || seen.fate == Fate::Untried {
-                    self.add_one(seen, counted.count);
+                let seen = sightings.iter().find(|one| (one.index, one.access) == kind);
+                if let Some(seen) = seen {
+                    self.add_one(seen, counted.count, certainty);
                 }
             }
         }
     }
 
-    fn add_one(&mut self, seen: &Sighting, count: u64) {
+    fn add_one(&mut self, seen: &Sighting, count: u64, certainty: Certainty) {
         let (index, access) = (seen.index, seen.access);
-        let refused_by = refused_by(self.policy, self.variant, index, access);
+        let refused_by = refused_by(self.compiled.policy(), self.variant, index, access);
         let state = match refused_by {
             RefusedBy::Author(_) => State::Decided,
-            RefusedBy::LearntAsRefused(_) => State::Moot,
             // Only the default decides about the last MSR.
             _ if index == MsrIndex::MAX => State::Decided,
-            _ if matches!(seen.fate, Fate::Faulted | Fate::Unknown) => State::Moot,
+            _ if seen.fate == Fate::Unknown => State::Moot,
+            // The filter may have been this policy's own.
+            RefusedBy::LearntAsUnknown(_) if seen.fate == Fate::Faulted => State::Moot,
+            _ if seen.fate == Fate::Faulted => State::Unclear,
             _ => State::Open,
         };
         let row = self.by_kind.entry((index, access)).or_insert_with(|| Row {
             sighting: seen.clone(),
             count: 0,
+            certainty,
             state,
             refused_by,
             advice: self.advisers.of(index, access),
         });
         row.count = row.count.saturating_add(count);
-        if state == State::Open {
-            // One recording of several shows that the guest may need it.
-            row.state = State::Open;
+        if certainty == Certainty::Sure {
+            row.certainty = certainty;
+        }
+        // One recording of several shows that the guest may need it.
+        match (row.state, state) {
+            (_, State::Open) | (State::Moot, State::Unclear) => row.state = state,
+            _ => {}
         }
     }
 
@@ -116,25 +143,45 @@ impl<'c> Rows<'c> {
         self.iter().filter(|row| row.state == state).count()
     }
 
-    pub(super) fn accept(&mut self, index: MsrIndex, access: Access) {
-        if let Some(row) = self.by_kind.get_mut(&(index, access)) {
-            row.state = State::Accepted;
+    /// The number of rows that keep the review from being a yes.
+    pub(super) fn undecided(&self) -> usize {
+        self.count(State::Open) + self.count(State::Unclear)
+    }
+
+    /// Notes that a row was accepted. Returns the `why` of an author's entry for this MSR alone, which stays.
+    pub(super) fn accept(&mut self, index: MsrIndex, access: Access) -> Option<&'c str> {
+        let policy = self.compiled.policy();
+        let is_own = |entry: &Entry| policy.text(entry.source()).name() == policy.source().name();
+        let row = self.by_kind.get_mut(&(index, access))?;
+        row.state = State::Accepted;
+        match row.refused_by {
+            RefusedBy::Author(entry) if is_own(entry) && entry.msrs().count() == 1 => entry.why(),
+            _ => None,
         }
     }
 
-    /// Returns the entry that allows what is listed of an MSR, and leaves allowed what is allowed.
-    pub(super) fn entry(&self, index: MsrIndex) -> String {
-        let is_allowed = |access| {
-            self.by_kind.contains_key(&(index, access))
-                || *self.variant.rule(index, access).action == Action::Allow
+    /// Returns the change of the policy that allows the accesses of a row: also those of the MSR's other direction, if
+    /// they are listed and one entry of letters allows both. Returns `None` if no entry can allow them.
+    pub(super) fn grant(&self, index: MsrIndex, access: Access) -> Option<Grant> {
+        let of = |access| {
+            let by = self.variant.rule(index, access).by;
+            grant(
+                self.compiled,
+                self.variant.rules().origin(by),
+                index,
+                access,
+            )
         };
-        let rights = match Access::ALL.map(is_allowed) {
-            [true, true] => "rw",
-            [true, false] => "r",
-            _ => "w",
-        };
-        let key = registers::by_index(index)
-            .map_or_else(|| index.to_string(), |register| register.name.to_owned());
-        format!("{key} = \"{rights}\"")
+        let are_listed = Access::ALL
+            .iter()
+            .all(|access| self.by_kind.contains_key(&(index, *access)));
+        if are_listed
+            && let [Some(Grant::Add(read)), Some(Grant::Add(write))] = Access::ALL.map(of)
+            && let Some(key) = read.strip_suffix(" = \"r\"")
+            && write.strip_suffix(" = \"w\"") == Some(key)
+        {
+            return Some(Grant::Add(format!("{key} = \"rw\"")));
+        }
+        of(access)
     }
 }

@@ -129,24 +129,72 @@ fn policy_that_allows_by_default_gains_no_entry() {
     assert_eq!((learnt.added, learnt.runs_without_news), (Vec::new(), 1));
 }
 
+/// An author may begin a `why` with the mark by chance, or add words to a learnt one.
+#[test]
+fn why_that_learning_does_not_write_makes_entry_its_authors() {
+    for why in [
+        "learnt: the hard way, never allow",
+        "learnt: first read by mistake",
+        "learnt: first read by vCPU 0 after 0.005 s; never allow",
+        "learnt: first read at night",
+        "learnt: ",
+    ] {
+        let text = format!(
+            "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = {{ read = \"deny\", write = \"deny\", why = \"{why}\" }}\n"
+        );
+        let learnt = from(&text, &[seen(0xc000_0080, Access::Read)]);
+        assert_eq!((learnt.added, learnt.kept.len()), (Vec::new(), 1), "{why}");
+    }
+}
+
+#[test]
+fn each_why_that_learning_writes_is_recognised() {
+    let firsts = [
+        First::default(),
+        at(5),
+        at(5).of_vm(3),
+        at(5).writing(0xd01),
+        First {
+            at: Some("a b.jsonl:1".to_owned()),
+            ..First::default()
+        },
+    ];
+    for fate in FATES {
+        for first in &firsts {
+            for access in Access::ALL {
+                let seen = Sighting::new(MsrIndex::new(0xc000_0080), access, fate);
+                let seen = seen.with_first(first.clone());
+                let why = entry::why(&[&seen]);
+                assert!(entry::is_learnt(&why), "{why}");
+                assert!(
+                    entry::is_learnt(&(why.clone() + &entry::more(&[&seen]))),
+                    "{why}"
+                );
+            }
+        }
+    }
+}
+
+const FATES: [Fate; 6] = [
+    Fate::Done,
+    Fate::Untried,
+    Fate::Refused,
+    Fate::Answered,
+    Fate::Faulted,
+    Fate::Unknown,
+];
+
 fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
     let index = prop_oneof![
         0x0_u32..0x20,
         0x200_u32..0x210,
         0xc000_0080_u32..0xc000_0085
     ];
-    let one = (index, any::<bool>(), 0..5_u8).prop_map(|(index, is_write, fate)| {
-        let fates = [
-            Fate::Done,
-            Fate::Untried,
-            Fate::Refused,
-            Fate::Faulted,
-            Fate::Unknown,
-        ];
+    let one = (index, any::<bool>(), 0..6_u8).prop_map(|(index, is_write, fate)| {
         Sighting::new(
             MsrIndex::new(index),
             Access::ALL[usize::from(is_write)],
-            fates[usize::from(fate)],
+            FATES[usize::from(fate)],
         )
     });
     prop::collection::vec(one, 0..20)
@@ -259,5 +307,67 @@ fn notes_stand_once_in_the_head() {
             "# a.jsonl has only refusals.",
             ""
         ]
+    );
+}
+
+#[test]
+fn final_entry_that_inherits_is_not_loosened() {
+    for entry in [
+        "0x606 = { read = \"inherit\", write = \"deny\", final = true }",
+        "\"0x600..=0x60f\" = { read = \"inherit\", write = \"deny\", final = true }",
+    ] {
+        let text = format!("policy = 1\ndefault = \"deny\"\n\n[msrs]\n{entry}\n");
+        let all = [seen(0x606, Access::Read)];
+        for learnt in [
+            from(&text, &all),
+            accepted(&text, &all, &[]),
+            accepted(&text, &all, &[0x606]),
+        ] {
+            assert_eq!(learnt.added, [], "{entry}");
+            assert!(matches!(learnt.kept[0].by, KeptBy::Entry { .. }), "{entry}");
+        }
+    }
+}
+
+#[test]
+fn accept_lists_what_only_a_person_can_change_and_allows_the_rest() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = \"none\"\nIA32_LSTAR = { read = \"allow\", write = \"pin\" }\n\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_STAR = \"none\"\n";
+    let all = [
+        seen(0xc000_0080, Access::Read),
+        seen(0xc000_0082, Access::Write),
+        seen(0xc000_0081, Access::Write),
+    ];
+    let learnt = accepted(text, &all, &[0xc000_0080, 0xc000_0082, 0xc000_0081]);
+    assert_eq!(learnt.added, [(MsrIndex::new(0xc000_0080), Access::Read)]);
+    let lines = learnt.kept.iter().map(|kept| match &kept.by {
+        KeptBy::ByHand { place, .. } => (kept.index.get(), place.line),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        [(0xc000_0081, 11), (0xc000_0082, 6)]
+    );
+}
+
+#[test]
+fn schema_stays_the_first_line() {
+    let text = format!("#:schema policy.schema.json\n{EMPTY}");
+    let notes = Notes {
+        missing: vec!["NOT ALL: 9 events.".to_owned()],
+        unseen: Vec::new(),
+    };
+    let mut text = text;
+    for _ in 0..2 {
+        let source = Source::new("guest.toml", &text);
+        text = learn(&source, &mut NoIncludes, &[], &notes).unwrap().text;
+    }
+    let head: Vec<_> = text.lines().take(3).collect();
+    assert_eq!(
+        head[..2],
+        ["#:schema policy.schema.json", "# NOT ALL: 9 events."]
+    );
+    assert!(
+        head[2].starts_with("# Learnt by msrgate from 2 runs"),
+        "{text}"
     );
 }
