@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_policy::learn::{Fate, RefusedBy, Sighting, refused_by};
 use msrgate_policy::trace;
 use msrgate_policy::{Compiled, Entry, Grant, Variant, grant};
@@ -161,27 +161,20 @@ impl<'c> Rows<'c> {
     }
 
     /// Returns the change of the policy that allows the accesses of a row: also those of the MSR's other direction, if
-    /// they are listed and one entry of letters allows both. Returns `None` if no entry can allow them.
+    /// they are listed and the same line or the default refuses them. Returns `None` if no change can allow them.
     pub(super) fn grant(&self, index: MsrIndex, access: Access) -> Option<Grant> {
-        let of = |access| {
+        let origin = |access| {
             let by = self.variant.rule(index, access).by;
-            grant(
-                self.compiled,
-                self.variant.rules().origin(by),
-                index,
-                access,
-            )
+            self.variant.rules().origin(by)
         };
         let are_listed = Access::ALL
             .iter()
             .all(|access| self.by_kind.contains_key(&(index, *access)));
-        if are_listed
-            && let [Some(Grant::Add(read)), Some(Grant::Add(write))] = Access::ALL.map(of)
-            && let Some(key) = read.strip_suffix(" = \"r\"")
-            && write.strip_suffix(" = \"w\"") == Some(key)
-        {
-            return Some(Grant::Add(format!("{key} = \"rw\"")));
-        }
-        of(access)
+        let accesses = match access {
+            _ if are_listed && origin(Access::Read) == origin(Access::Write) => Accesses::Both,
+            Access::Read => Accesses::Read,
+            Access::Write => Accesses::Write,
+        };
+        grant(self.compiled, origin(access), index, accesses)
     }
 }
