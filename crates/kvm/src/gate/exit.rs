@@ -20,6 +20,7 @@ use super::error::AnswerError;
 use super::events::{EventRecord, Limit, Passage, Rip, Values, VcpuLog};
 use super::id::VcpuId;
 use super::outcome::{HandlerRequest, Outcome, Violation};
+use super::pass_requests::Asked;
 use super::port::Port;
 use super::published::Generation;
 use super::rewind_timer::{Begun, Filter, First, RewindTimer, Wait};
@@ -255,12 +256,13 @@ impl Answering {
         exit: &Exit,
         answer: &Answer<'_>,
     ) -> Result<Done, AnswerError> {
+        let mut asked = Asked::Before;
         if answer.response == Response::Open || program.thing.is_traced() {
             if answer.response == Response::Open {
                 self.tell(program, exit, answer, answer.disposition);
             }
             let opened = &self.shared.opened;
-            opened.ask(program.number, exit.index, exit.access)?;
+            asked = opened.ask(program.number, exit.index, exit.access)?;
         }
         let waited = (program.number, exit.index, exit.access);
         let claim = self.shared.beside.get().claim(exit);
@@ -277,7 +279,8 @@ impl Answering {
             Claim::Exit => return Err(theirs(port, exit)),
             Claim::Fault => return Ok(Done::TheirFault),
         }
-        let filter = if self.shared.opened.is_settled() {
+        // The publisher may have set the filter already, if it has run before this thread went on.
+        let filter = if asked == Asked::Before && self.shared.opened.is_settled() {
             Filter::Set
         } else {
             Filter::InTheMaking

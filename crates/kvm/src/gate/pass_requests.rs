@@ -53,6 +53,15 @@ pub(super) struct Wanted {
 /// again, except for the accesses for which vCPUs wait.
 const MOST: usize = 4096;
 
+/// The state of a request for the publisher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The request is new: the access was refused by a filter that is about to be replaced.
+    Newly,
+    /// The access was requested before, or another program is in force.
+    Before,
+}
+
 impl PassRequests {
     /// Makes an empty list, for which `hand_over` is called when a request waits and none has waited before.
     pub(super) fn handed_over(hand_over: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
@@ -78,11 +87,16 @@ impl PassRequests {
     /// # Errors
     /// The reason why no filter will let the access through. A vCPU that waited for that filter would
     /// wait for ever.
-    pub(super) fn ask(&self, program: u64, index: MsrIndex, access: Access) -> Result<(), Closed> {
+    pub(super) fn ask(
+        &self,
+        program: u64,
+        index: MsrIndex,
+        access: Access,
+    ) -> Result<Asked, Closed> {
         let mut state = self.lock();
         match state.closed {
             Some(Closed::Over) => return Err(Closed::Over),
-            _ if state.program != program => return Ok(()),
+            _ if state.program != program => return Ok(Asked::Before),
             Some(closed) => return Err(closed),
             None => {}
         }
@@ -96,7 +110,7 @@ impl PassRequests {
         if is_new && is_first {
             self.wake();
         }
-        Ok(())
+        Ok(if is_new { Asked::Newly } else { Asked::Before })
     }
 
     /// Waits until an access is requested. Returns `None` once the publisher is to end.
@@ -287,7 +301,7 @@ mod tests {
         let asked = opened.ask(0, msr(0x30), Access::Read);
         assert_eq!(asked, Err(Closed::Refused(refused)));
         opened.try_out(1).keep();
-        assert_eq!(opened.ask(1, msr(0x30), Access::Read), Ok(()));
+        assert_eq!(opened.ask(1, msr(0x30), Access::Read), Ok(Asked::Newly));
         opened.end();
         assert_eq!(opened.ask(1, msr(0x31), Access::Read), Err(Closed::Over));
         assert!(opened.wait().is_none());
@@ -311,7 +325,7 @@ mod tests {
         // A filter that the kernel refused for one program is no error for another program. The end of the
         // publisher is an error for every program.
         opened.refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
-        assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
+        assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(Asked::Before));
         opened.end();
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
