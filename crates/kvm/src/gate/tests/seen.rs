@@ -242,6 +242,28 @@ fn answer_returns_no_error_while_filter_is_widened_for_other_accesses() {
     assert!(machine.first().exits >= touched as usize);
 }
 
+/// The filter is set before the vCPU's thread goes on, as by a publisher that takes its processor. The access that is
+/// refused again and again was refused by another filter each time, so the vCPU's patience does not end.
+#[test]
+fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    let options = GateOptions::new()
+        .clock(clock::now)
+        .publish_by(Publication::set);
+    let mut machine = Machine::of_model(program, 1, options, model::cpuid());
+    let mut touched = 0;
+    while clock::ahead() < Duration::from_secs(6) {
+        assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(0)]);
+        let shared = &machine.gate.shared;
+        shared.opened.keep_only(&[]);
+        touched += 1;
+        // Another first access has the filter set without this one.
+        let other = MsrIndex::new(touched);
+        shared.opened.ask(0, other, Access::Read).unwrap();
+        clock::advance(Duration::from_millis(200));
+    }
+}
+
 /// The gate hands its publications to one thread of the VMM's, and starts none of its own.
 #[test]
 fn publication_that_vmm_sets_lets_first_access_through() {
