@@ -153,8 +153,8 @@ fn is_turn_over(
     are_caught
 }
 
-/// Ends the VMM if the guest waits for a filter that nobody sets any more. A guest that waits executes its access again
-/// and again, so the function looks once in the time of a turn.
+/// Ends the VMM if the helper thread has ended: the guest would wait for its filter for ever. A waiting guest executes
+/// its access again and again, so the function looks once in the time of a turn.
 fn check_helper(process: &'static Process) {
     let now = Instant::now();
     let mut times = TIMES.get();

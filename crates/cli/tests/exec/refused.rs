@@ -314,17 +314,22 @@ const FAILURES: &[(&str, (&str, &str), i32)] = &[
     ("./busy", ("A", "1"), 126),
 ];
 
-#[test]
-fn run_that_does_not_begin_leaves_no_file() {
-    let Some(lab) = Lab::with_kvm(ALLOWS) else {
-        return;
-    };
+/// Makes the programs of [`FAILURES`]. The program `busy` is refused while the returned file is open.
+fn make_vmms_that_fail(lab: &Lab) -> fs::File {
     fs::write(lab.path("text"), "no program\n").unwrap();
     lab.build("open.c", &["-static"]);
     fs::rename(lab.path("open"), lab.path("static")).unwrap();
     fs::copy("/bin/true", lab.path("busy")).unwrap();
     let busy = fs::OpenOptions::new().append(true).open(lab.path("busy"));
-    let busy = busy.unwrap();
+    busy.unwrap()
+}
+
+#[test]
+fn run_that_does_not_begin_leaves_no_file() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let busy = make_vmms_that_fail(&lab);
     let before = files(&lab);
     let options = ["--summary", "summary", "--events", "events"];
     for (vmm, (variable, value), status) in FAILURES {
@@ -353,12 +358,7 @@ fn run_that_does_not_begin_keeps_files_that_were_there() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
-    fs::write(lab.path("text"), "no program\n").unwrap();
-    lab.build("open.c", &["-static"]);
-    fs::rename(lab.path("open"), lab.path("static")).unwrap();
-    fs::copy("/bin/true", lab.path("busy")).unwrap();
-    let busy = fs::OpenOptions::new().append(true).open(lab.path("busy"));
-    let busy = busy.unwrap();
+    let busy = make_vmms_that_fail(&lab);
     fs::write(lab.path("summary"), "an old summary\n").unwrap();
     fs::write(lab.path("events"), "").unwrap();
     let before = files(&lab);
