@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod messages;
+pub mod page;
 pub mod paper;
 pub mod random;
 pub mod seed;

@@ -264,11 +264,10 @@ pub(super) fn json(event: &Event, program: &Program) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use msrgate_filter::{Access, MsrIndex};
+    use msrgate_filter::MsrIndex;
     use msrgate_policy::{NoIncludes, Source, compile, parse};
-    use msrgate_state::{Kind, Limited, NewRun, Page, Seen};
+    use msrgate_state::Kind;
+    use msrgate_testing::page::snapshot_after;
 
     use super::*;
 
@@ -280,43 +279,12 @@ mod tests {
 
     /// Returns the snapshot of a run whose guest has read this many MSRs once each.
     fn after_reads(count: u32) -> Snapshot {
-        let new = NewRun {
-            cookie: 7,
-            reasons: 6,
-            ignore_msrs: 2,
-            program: b"",
-            has_events: false,
-        };
-        let bytes = new.encode();
-        let (chunks, _) = bytes.as_chunks();
-        let words: Vec<_> = chunks
-            .iter()
-            .map(|chunk| AtomicU64::new(u64::from_le_bytes(*chunk)))
-            .collect();
-        let page = Page::new(&words).unwrap();
-        let vm = page.add_vm(1, 0);
-        page.count_guarded_vm();
-        for index in 0..count {
-            let kind = Kind {
-                index: MsrIndex::new(0x1_0000 + index),
-                access: Access::Read,
-                disposition: Disposition::Denied,
-                reason: ExitReason::Filter,
-            };
-            let seen = Seen {
-                kind,
-                value: 0,
-                vcpu: 0,
-                pid: 1,
-                vm,
-                origin: Origin::Default,
-                time: u64::from(index),
-            };
-            page.note(&seen, Limited::Passes);
-        }
-        let values = words.iter().map(|word| word.load(Ordering::Relaxed));
-        let bytes: Vec<u8> = values.flat_map(u64::to_le_bytes).collect();
-        Snapshot::new(&bytes).unwrap()
+        snapshot_after((0..count).map(|index| Kind {
+            index: MsrIndex::new(0x1_0000 + index),
+            access: Access::Read,
+            disposition: Disposition::Denied,
+            reason: ExitReason::Filter,
+        }))
     }
 
     #[test]

@@ -96,59 +96,26 @@ impl Vcpus {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use msrgate_filter::MsrIndex;
-    use msrgate_policy::Origin;
-    use msrgate_state::{Limited, NewRun, Page, Seen};
+    use msrgate_testing::page::snapshot_after;
 
     use super::*;
 
-    /// Returns the page of a run in which a guest reads this many MSRs, none of which KVM knows.
+    /// Returns the snapshot of a run in which a guest reads this many MSRs, none of which KVM knows.
     fn after_unknown_reads(count: u32) -> Snapshot {
-        let new = NewRun {
-            cookie: 7,
-            reasons: 6,
-            ignore_msrs: 0,
-            program: b"",
-            has_events: false,
+        let ways = [
+            (Disposition::Allowed, ExitReason::Filter),
+            (Disposition::Denied, ExitReason::Unknown),
+        ];
+        let of_msr = |index| {
+            ways.map(|(disposition, reason)| Kind {
+                index: MsrIndex::new(0x1_0000 + index),
+                access: Access::Read,
+                disposition,
+                reason,
+            })
         };
-        let bytes = new.encode();
-        let (chunks, _) = bytes.as_chunks();
-        let words: Vec<_> = chunks
-            .iter()
-            .map(|chunk| AtomicU64::new(u64::from_le_bytes(*chunk)))
-            .collect();
-        let page = Page::new(&words).unwrap();
-        let vm = page.add_vm(1, 0);
-        page.count_guarded_vm();
-        for index in 0..count {
-            let ways = [
-                (Disposition::Allowed, ExitReason::Filter),
-                (Disposition::Denied, ExitReason::Unknown),
-            ];
-            for (time, (disposition, reason)) in (u64::from(index) * 2..).zip(ways) {
-                let kind = Kind {
-                    index: MsrIndex::new(0x1_0000 + index),
-                    access: Access::Read,
-                    disposition,
-                    reason,
-                };
-                let seen = Seen {
-                    kind,
-                    value: 0,
-                    vcpu: 0,
-                    pid: 1,
-                    vm,
-                    origin: Origin::Default,
-                    time,
-                };
-                page.note(&seen, Limited::Passes);
-            }
-        }
-        let values = words.iter().map(|word| word.load(Ordering::Relaxed));
-        let bytes: Vec<u8> = values.flat_map(u64::to_le_bytes).collect();
-        Snapshot::new(&bytes).unwrap()
+        snapshot_after((0..count).flat_map(of_msr))
     }
 
     #[test]
