@@ -26,8 +26,8 @@ use crate::settings::{Log, Mode, UnknownAction};
 pub enum Direction {
     /// The guest can do more than before the change.
     Looser,
-    /// The guest can do something else, which is neither more nor less. Review such a change as if
-    /// it were looser.
+    /// The guest can do something else than before the change, which is neither more nor less. A
+    /// reviewer should look at such a change as at a looser one.
     Different,
     /// The guest can do less than before the change.
     Stricter,
@@ -36,7 +36,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Returns true if a guest may be able to do something that it could not do before.
+    /// Returns true if a guest may be able to do something that it could not do before the change.
     #[must_use]
     pub const fn may_loosen(self) -> bool {
         matches!(self, Self::Looser | Self::Different)
@@ -126,8 +126,8 @@ pub struct Difference {
 /// may become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
-/// An error for two programs that distinguish too many processors to be compared on all of them.
-/// They can still be compared on one processor.
+/// An error for two programs whose `[[when]]` sections distinguish too many processors to compare
+/// the programs on all processors. A comparison on one processor is still possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TooManyToCompare {
@@ -377,7 +377,7 @@ fn unknown(
     (key, word(was), word(is), direction)
 }
 
-/// Compares two lists of gaps, known ways around the filter, that policies accept. The order of a list
+/// Compares the lists of gaps (known ways around the filter) that two policies accept. The order of a list
 /// and duplicates do not matter. A list with more gaps is looser.
 fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
     let [was, is]: [BTreeSet<&str>; 2] =

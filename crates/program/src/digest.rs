@@ -8,7 +8,8 @@ use core::fmt;
 ///
 /// For each combination of `[[when]]` sections, the digest covers the action for each of 2^32 MSRs
 /// in each direction and the accesses that become events. It also covers the policy's `mode`,
-/// `unknown`, `log` and devices. It does not cover names, lines, comments, reasons and the packing.
+/// `unknown`, `log` and devices. It does not cover names, line numbers, comments, the entries'
+/// reasons (`why`), or the ranges into which the filter is packed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 

@@ -142,8 +142,8 @@ impl Row {
     }
 }
 
-/// Returns the position of a register in the forward list, or `None` if the list does not contain
-/// it.
+/// Returns the position of a register in the forward list, or `None` if the forward list does not
+/// contain the register.
 #[inline]
 pub(crate) fn row(index: MsrIndex) -> Option<Row> {
     let row = FORWARDS.binary_search_by_key(&index, |(row, _)| *row);

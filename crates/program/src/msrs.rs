@@ -20,7 +20,8 @@ impl MsrRange {
         last: MsrIndex::MAX,
     };
 
-    /// Creates the range from `first` to `last`, including both. `None` if `first` is above `last`.
+    /// Creates the range from `first` to `last`, including both. Returns `None` if `first` is above
+    /// `last`.
     #[must_use]
     pub fn new(first: MsrIndex, last: MsrIndex) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
@@ -74,8 +75,8 @@ impl MsrRange {
         self.shared(other).is_some()
     }
 
-    /// Creates the range that begins at the MSR `from` and ends directly below `to`. `None` if it would
-    /// be empty.
+    /// Creates the range that begins at the MSR `from` and ends directly below `to`. Returns `None` if the
+    /// range would be empty.
     #[must_use]
     pub fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;
@@ -123,7 +124,8 @@ pub struct MsrSet {
     ranges: Ranges,
 }
 
-/// The ranges of a set. Most entries of a policy are one range, which needs no memory of its own.
+/// The ranges of a set. Most entries of a policy cover a single range, which is stored in the set
+/// itself, without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),
@@ -140,7 +142,7 @@ impl From<MsrRange> for MsrSet {
 }
 
 impl MsrSet {
-    /// Creates the set of the MSRs of all these ranges. `None` if `ranges` is empty.
+    /// Creates the set of the MSRs of all these ranges. Returns `None` if `ranges` is empty.
     #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = MsrRange>) -> Option<Self> {
         let mut ranges: Vec<_> = ranges.into_iter().collect();

@@ -72,8 +72,8 @@ impl core::error::Error for PackError {}
 pub enum CompileError {
     /// No filter can express the rules.
     Pack(PackError),
-    /// The filter differs from the policy. This is a defect of msrgate, which its comparison of all
-    /// accesses has found. Nothing was installed.
+    /// The filter differs from the policy. This is a defect of msrgate, found by the comparison of
+    /// the filter with the policy over all accesses. No filter was set in the kernel.
     Differs {
         /// An MSR on which the filter and the policy differ.
         index: MsrIndex,
@@ -163,7 +163,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
 fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
-        // x2APIC registers get a 0 bit: the kernel never reads a range's bit for them.
+        // x2APIC registers get a 0 bit: the kernel never reads a filter's bit for an x2APIC
+        // register.
         let allowed = verdicts
             .of(access)
             .iter()

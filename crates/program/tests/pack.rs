@@ -116,8 +116,9 @@ fn pack_fits_0x30000_consecutive_msrs_and_refuses_one_more() {
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 349_520));
 }
 
-/// Finds the fewest windows by trying all sets of windows over a smaller space: a window has
-/// `length` MSRs instead of 0x3000, and each MSR has one need.
+/// Finds the fewest windows by trying all sets of windows over a smaller space, in which a window
+/// has `length` MSRs instead of 0x3000. `needs` has the directions in which each MSR needs a
+/// window.
 fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
     // A map from the positions up to which the windows of the three colours reach, to the fewest
     // windows that reach so far.

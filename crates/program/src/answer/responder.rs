@@ -68,7 +68,8 @@ impl fmt::Display for ResponderError {
 
 impl core::error::Error for ResponderError {}
 
-/// Returns true if allowed accesses of this log level exit to user space before KVM handles them.
+/// Returns true if, under this log level, accesses that the policy allows exit to user space before
+/// KVM handles them.
 pub(super) const fn is_seen_first(log: Log) -> bool {
     matches!(log, Log::First | Log::All)
 }
@@ -164,9 +165,9 @@ impl Responder {
     /// guest has done under this program: no write of the guest reaches the register, and only
     /// writes change it.
     ///
-    /// The function returns true only for registers of which this is known. The result holds only
-    /// for a guest that runs no nested guests, because nested entries and exits load registers too
-    /// (S10.5).
+    /// The function returns true only for registers that are known to have this property. The
+    /// result holds only for a guest that runs no nested guests, because nested entries and exits
+    /// load registers too (S10.5).
     #[must_use]
     pub fn is_out_of_hand(&self, index: MsrIndex) -> bool {
         let is_only_written = WRITTEN_ONLY
@@ -205,8 +206,8 @@ impl Responder {
     }
 
     /// Returns the verdicts to use if those of [`Self::verdicts`] do not fit a filter. The filter
-    /// then allows only the accesses in `opened`. Other accesses that the program allows have to
-    /// exit, too. If they are not logged, the response to them is
+    /// then allows only the accesses in `opened`. Other accesses that the program allows exit to
+    /// user space. If such an access is not logged, the response to its exit is
     /// [`Rewind`](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
@@ -216,7 +217,7 @@ impl Responder {
         })
     }
 
-    /// Returns verdicts for a filter that is open for the accesses in `opened`. For each rule, `of`
+    /// Returns the verdicts of a filter that allows the accesses in `opened`. For each rule, `of`
     /// returns the verdict, and true if the filter may be opened for single accesses.
     fn verdicts_by(
         &self,

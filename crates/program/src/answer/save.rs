@@ -5,7 +5,7 @@
 //! name and the bytes of a device also have their length in front. Numbers are little-endian.
 //! Lengths and indices take four bytes, values take eight. The indices of a list ascend. Registers
 //! and pins are identified by their MSR and not by the program, so that a snapshot can be restored
-//! under a program that has grown.
+//! under a program that has more registers and pins.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -187,8 +187,8 @@ impl<'b> Reader<'b> {
 }
 
 impl VcpuState {
-    /// Returns the vCPU's emulated registers and pins, to be saved. The caller adds the state of the
-    /// emulated devices.
+    /// Returns the values of the vCPU's emulated registers and its pins, for a snapshot or a
+    /// migration. The caller adds the state of the emulated devices.
     #[must_use]
     pub fn save(&self, responder: &Responder) -> Saved {
         let registers = responder.cells().indices().zip(self.cells.iter().copied());
