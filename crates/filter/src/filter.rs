@@ -80,8 +80,8 @@ impl Filter {
         })
     }
 
-    /// Returns the verdict on `access` to the MSR `index`, and the reason for the verdict (S3). The
-    /// time that a decision takes does not depend on the number of ranges.
+    /// Returns the verdict on `access` to the MSR `index`, and the reason for the verdict (S3). A
+    /// decision takes the same time for one range and for sixteen.
     #[inline]
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {

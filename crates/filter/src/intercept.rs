@@ -16,7 +16,7 @@ pub use layout::{Svm, Vmx};
 pub enum PassThrough {
     /// The access should reach the register without a VM exit, if the filter allows it.
     Wanted,
-    /// The hypervisor has to see the access, whatever the filter says.
+    /// The access has to exit to the hypervisor, even if the filter allows it.
     Unwanted,
 }
 
@@ -59,10 +59,12 @@ mod layout {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Svm {}
 
-    /// The number of MSRs in a region, equal for both vendors.
+    /// The number of MSRs in a region, a stretch of MSRs that a hardware bitmap covers. The number
+    /// is the same for Intel and AMD.
     pub(super) const REGION: u32 = 0x2000;
 
-    /// A row of bits for one direction: the bit of the MSR `base + n` is `first_bit + n * stride`.
+    /// The bits of a hardware bitmap for one stretch of MSRs and one direction of access: the bit
+    /// of the MSR `base + n` has the position `first_bit + n * stride`.
     #[derive(Debug)]
     pub struct Region {
         pub(super) base: u32,
@@ -81,7 +83,8 @@ mod layout {
             }
         }
 
-        /// Returns the position of this MSR's bit, or `None` if the MSR is outside the region.
+        /// Returns the position of this MSR's bit in the hardware bitmap, or `None` if the MSR is
+        /// outside the region.
         pub(super) fn bit(&self, index: MsrIndex) -> Option<usize> {
             let offset = index.get().checked_sub(self.base)?;
             (offset < REGION).then_some(self.first_bit + offset as usize * self.stride)
@@ -139,8 +142,8 @@ impl<L: Layout> InterceptMap<L> {
         Self { bytes }
     }
 
-    /// Recomputes the whole map: an access passes if `wants` returns [`PassThrough::Wanted`] and
-    /// `decide` allows it.
+    /// Recomputes the whole map: an access passes to the register without a VM exit if `wants`
+    /// returns [`PassThrough::Wanted`] for the access and `decide` allows it.
     ///
     /// `decide` is called only for wanted accesses, and never for an MSR of [`X2APIC`], for which
     /// `wants` alone decides (S6.4).
@@ -202,7 +205,7 @@ impl<L: Layout> Default for InterceptMap<L> {
     }
 }
 
-/// Writes the number of accesses that pass, instead of the 4 or 8 KiB of bits.
+/// Writes the number of accesses that the map lets through, instead of the 4 or 8 KiB of bits.
 impl<L: Layout> fmt::Debug for InterceptMap<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passing: u32 = self

@@ -3,9 +3,9 @@
 //!
 //! The table divides the MSR indices into pages of 4,096. For each page that a range touches, and
 //! for the page of the x2APIC registers, the table stores a verdict bit and an owner for each MSR
-//! and direction. The owner tells the reason for the verdict. All other pages share the first
-//! stored page, which holds the default action. A perfect hash over the numbers of the stored pages
-//! (at most 65) finds the page of an MSR.
+//! and direction. The owner tells the reason for the verdict, such as the range that decides. All
+//! other pages share the first stored page, which holds the default action. A perfect hash over the
+//! numbers of the stored pages (at most 65) finds the page of an MSR.
 //!
 //! All fields of the table are 64-bit words, because [`publish`](crate::publish) keeps the same table
 //! in atomics: without `unsafe`, threads can share and replace only words.

@@ -50,7 +50,7 @@ use loom::thread::yield_now as spin_loop;
 
 /// A slot: a set of words that threads share, and whose content is replaced as a whole.
 pub(crate) trait Slot {
-    /// The type of the data that a writer publishes in place of the old words.
+    /// The type of the data with which a writer replaces the content of a slot.
     type Content;
 
     /// Replaces all words of the slot that a reader may look at, by relaxed stores. The caller ensures
@@ -143,10 +143,11 @@ impl Drop for Visit<'_> {
     }
 }
 
-/// A lock that lets one writer in at a time: 0 is free, 1 is held.
+/// A lock that only one writer can hold at a time: 0 is free, 1 is held.
 struct Lock(AtomicUsize);
 
-/// The lock while a writer holds it. Dropping this value lets the next writer in.
+/// The proof that a writer holds the lock. Dropping this value releases the lock for the next
+/// writer.
 struct Held<'a>(&'a AtomicUsize);
 
 impl Lock {

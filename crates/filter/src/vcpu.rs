@@ -259,7 +259,7 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Takes over the state of another vCPU.
+    /// Replaces the state of this vCPU by the saved state of another vCPU.
     ///
     /// # Errors
     /// [`ExitPending`] if this vCPU has a pending exit: the completion of the exit would change the
@@ -274,16 +274,16 @@ impl<R: Registers> Vcpu<R> {
         Ok(())
     }
 
-    /// Reads a register for a guest whose access left guest mode: asks the filter first, then the
-    /// register (S5.1).
+    /// Reads a register for a guest whose access left guest mode: the filter decides first, then
+    /// the register is read (S5.1).
     fn guest_read(&mut self, index: MsrIndex) -> Result<u64, ExitReason> {
         self.ask(index, Access::Read)?;
         self.read(index, Origin::Guest)
             .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
-    /// Writes a register for a guest whose access left guest mode: asks the filter first, then the
-    /// register (S5.1).
+    /// Writes a register for a guest whose access left guest mode: the filter decides first, then
+    /// the register is written (S5.1).
     fn guest_write(&mut self, index: MsrIndex, value: u64) -> Result<(), ExitReason> {
         self.ask(index, Access::Write)?;
         self.write(index, value, Origin::Guest)

@@ -12,7 +12,8 @@ use msrgate_filter::{
 
 const PUBLICATIONS: usize = 400;
 
-/// Creates a range of full size with one verdict for all its MSRs.
+/// Creates a range of the largest possible size from `base` on, with the same verdict for all its
+/// MSRs.
 fn full(base: u32, verdict: Verdict) -> Range {
     let allows = |_| verdict == Verdict::Allow;
     let bitmap = Bitmap::from_fn(Bitmap::MAX_COUNT, allows).expect("the largest there is");

@@ -5,11 +5,11 @@ use msrgate_filter::{
     MsrIndex, Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
 };
 
-/// A register that accepts any value.
+/// The index of a register that accepts any value.
 pub(crate) const PLAIN: MsrIndex = MsrIndex::new(0x10);
-/// A register whose upper 32 bits are reserved.
+/// The index of a register whose upper 32 bits are reserved.
 pub(crate) const PICKY: MsrIndex = MsrIndex::new(0x277);
-/// An x2APIC register that accepts any value.
+/// The index of an x2APIC register that accepts any value.
 pub(crate) const X2APIC_TPR: MsrIndex = MsrIndex::new(0x808);
 /// An index that no register has.
 pub(crate) const MISSING: MsrIndex = MsrIndex::new(0xdead);
@@ -88,7 +88,7 @@ pub(crate) fn write(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex, value: u64) -
     vcpu.run(Instruction::Wrmsr)
 }
 
-/// The reason of the exit, if the outcome is an MSR exit.
+/// Returns the exit reason if the outcome is an MSR exit.
 pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     match outcome {
         RunExit::Msr(Exit { reason, .. }) => Some(reason),
@@ -96,5 +96,5 @@ pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     }
 }
 
-/// The outcome of a correct #GP: RIP is at the instruction.
+/// The outcome of a #GP with the correct RIP: the address of the RDMSR or WRMSR.
 pub(crate) const FAULT: RunExit = RunExit::GeneralProtection { rip: AT };

@@ -149,7 +149,7 @@ fn s1_9_enable_cap_refuses_capabilities_other_than_user_space_msr() {
 }
 
 #[test]
-fn s1_10_v6_capability_numbers_mislead_a_probe_on_mainline() {
+fn s1_10_capability_numbers_of_v6_find_other_capabilities_on_mainline() {
     let vm = Vm::new(Revision::Mainline);
     for capability in [184, 185].map(Capability::new) {
         assert_eq!(vm.check_extension(capability), Extension::PRESENT);

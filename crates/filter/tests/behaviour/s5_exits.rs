@@ -98,7 +98,7 @@ fn s5_3_exit_shows_access_and_keeps_guest_state() {
 
 /// If the filter denies one direction, an access in the other direction still reaches the register.
 #[test]
-fn s3_3_allowed_access_reaches_the_register() {
+fn s3_3_access_in_the_direction_that_the_filter_allows_reaches_the_register() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[]);
         vm.set_filter(&denying(revision, Accesses::Write, &[PLAIN]))
