@@ -133,7 +133,8 @@ impl Cpu {
         }
     }
 
-    /// The vendor of an example processor that stands for all vendors without a name in the policy.
+    /// The vendor of an example processor that stands for all vendors that the policy does not
+    /// name.
     pub const OTHER_VENDOR: &str = "any other";
 }
 

@@ -1,7 +1,7 @@
 //! Output of a variant's filter for programs that do not use msrgate.
 //!
-//! All formats contain the filter and the exit reasons. They do not contain the answers of user
-//! space, because the kernel alone enforces such a filter.
+//! All formats contain the filter and the exit reasons. No format contains the answers of user
+//! space, because the kernel alone enforces a filter that is used without msrgate.
 
 use alloc::format;
 use alloc::string::String;

@@ -2,8 +2,8 @@
 //!
 //! `KVM_GET_MSRS` and `KVM_SET_MSRS` skip checks that KVM makes for a guest's own access.
 //! Forwarding is therefore sound only for the registers of this list, which KVM stores and returns
-//! for the host in the same way as for the guest. These registers are not in the list and must not
-//! be added:
+//! for the host in the same way as for the guest. The following registers are not in the list and
+//! must not be added to it:
 //!
 //! - registers that a guest can use only if its CPUID has a certain bit, while the host can always
 //!   use them: `IA32_EFER`, `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on
@@ -61,7 +61,7 @@ impl Forwarding {
     }
 }
 
-/// One bit of CPUID.
+/// One bit that the CPUID instruction returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CpuidBit {
     /// The leaf that contains the bit: the value of EAX for the CPUID instruction.

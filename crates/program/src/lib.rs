@@ -7,7 +7,7 @@
 //! that the filter denies.
 //!
 //! This crate does not read the text of a policy, knows no register names, and opens no file or
-//! device. It needs only `alloc`, not std.
+//! device. The crate needs only `alloc`, not std.
 //!
 //! # Terminology
 //!

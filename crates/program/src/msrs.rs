@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn new_msr_set_sorts_and_joins_ranges() {
+    fn new_msr_set_sorts_its_ranges_and_joins_those_that_touch() {
         let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
         assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
         assert_eq!(set.count(), 10);

@@ -42,8 +42,8 @@ use need::needs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// The verdicts need more ranges than a filter can have. The windows are the fewest ranges that
-    /// would be enough.
+    /// The verdicts need more ranges than a filter can have. The windows in the error are the
+    /// fewest ranges that would be enough.
     TooManyRanges(Vec<Window>),
     /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR
     /// (S3.5).

@@ -131,8 +131,8 @@ impl Program {
         })
     }
 
-    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that
-    /// the filter denies. It answers no access by itself, and no access becomes an event.
+    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that the
+    /// filter denies. The program emulates no register and no device, and no access becomes an event.
     #[must_use]
     pub fn of_filter(filter: Filter) -> Self {
         let settings = ProgramSettings {
@@ -198,8 +198,8 @@ impl Program {
         &self.whens
     }
 
-    /// The variants: one for each combination of `[[when]]` sections that some processor has. There
-    /// is at least one.
+    /// The variants: one for each combination of `[[when]]` sections that some processor has. The
+    /// list has at least one variant.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
         &self.variants

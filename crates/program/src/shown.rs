@@ -177,8 +177,8 @@ pub fn one_line(text: &str) -> String {
     shown(text).replace(['\n', '\t'], " ")
 }
 
-/// Returns the text for a quotation in a message: the text that [`one_line`] returns. If it has
-/// more than 80 characters, it is cut after these, and `…` follows.
+/// Returns the text for a quotation in a message: the text that [`one_line`] returns. A text of
+/// more than 80 characters is cut after the 80th, and `…` follows.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const MOST: usize = 80;

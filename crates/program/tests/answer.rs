@@ -106,7 +106,7 @@ fn response_to_access_that_policy_refuses_is_a_fault_or_kill() {
 }
 
 #[test]
-fn response_carries_out_value_ignore_or_handler_action_of_the_rule() {
+fn response_to_access_with_action_value_ignore_or_handler_carries_out_that_action() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",

@@ -193,8 +193,9 @@ proptest! {
         prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
     }
 
-    /// The packed filter of a random policy decides every access as the policy does. The entries
-    /// lie where a filter may be wrong: near the x2APIC registers, at both ends, and far apart.
+    /// The packed filter of a random policy decides every access as the policy does. The policy's
+    /// entries lie where a mistake of the packer is likely: near the x2APIC registers, at the
+    /// lowest and the highest MSRs, and far apart.
     #[test]
     fn packed_filter_decides_each_access_as_the_policy(
         entries in prop::collection::vec(

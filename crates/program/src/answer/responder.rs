@@ -19,8 +19,8 @@ use crate::program::{Program, Variant};
 use crate::rules::Rule;
 use crate::settings::{Log, Mode};
 
-/// A responder: one variant of a program, prepared to answer exits. It is immutable, and all vCPUs
-/// of a VM share it.
+/// A responder: one variant of a program, prepared to answer exits. The responder is immutable, and
+/// all vCPUs of a VM share it.
 #[derive(Clone, Debug)]
 pub struct Responder {
     program: Arc<Program>,
@@ -300,9 +300,9 @@ impl Responder {
     }
 }
 
-/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only
-/// WRMSR changes them, and only a WRMSR starts their effects. Hyper-V's registers are left out,
-/// because some of its hypercalls depend on them.
+/// Registers that no processor has, because they belong to KVM's own interface for guests (Linux,
+/// `kvm_para.h`). Only a WRMSR changes these registers, and only a WRMSR starts their effects.
+/// Hyper-V's registers are left out, because some of its hypercalls depend on them.
 const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
 
 /// Registers that only a WRMSR or the VMM changes, in a guest that runs no nested guests (SDM

@@ -1,4 +1,5 @@
-//! The encoding of the state of a vCPU's answers, for a snapshot or a migration.
+//! The encoding of the state on which the gate's answers to a vCPU depend, for a snapshot or a
+//! migration.
 //!
 //! Version 1 consists of the text `msrgvcpu`, the version in two bytes, and three lists, each with
 //! its length in front: registers (index, value), pins (index, value) and devices (name, bytes). A
@@ -151,8 +152,8 @@ impl<'b> Reader<'b> {
         bytes.try_into().map_err(|_| RestoreError::Broken)
     }
 
-    /// Reads the length of a list whose elements take at least one byte each. It is an error if
-    /// fewer bytes than elements are left.
+    /// Reads the length of a list whose elements take at least one byte each. Returns an error if
+    /// fewer bytes are left than the list has elements.
     fn length(&mut self) -> Result<usize, RestoreError> {
         let length = u32::from_le_bytes(self.array()?) as usize;
         if length > self.0.len() {
