@@ -28,8 +28,8 @@ fn length(byte: u8) -> u32 {
     }
 }
 
-/// Returns stretches of MSRs that do not overlap. Each is given as its first MSR, its last MSR, and the
-/// index of its accesses in `WORDS`. No stretch has an x2APIC register or the MSR 0xffffffff.
+/// Returns stretches of MSRs that do not overlap. Each stretch is given as its first MSR, its last MSR, and
+/// the index of its accesses in `WORDS`. No stretch has an x2APIC register or the MSR 0xffffffff.
 fn stretches(bytes: &[u8]) -> Vec<(u32, u32, usize)> {
     let mut stretches = Vec::new();
     let mut next = 0_u32;

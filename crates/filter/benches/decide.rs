@@ -1,10 +1,10 @@
 //! Benchmark of the time that a filter takes to decide an access, by itself and compared with a
 //! loop over the filter's ranges.
 //!
-//! Each figure is the time of one decision in a long series of independent decisions. Such series occur when
-//! a hypervisor recomputes its bitmaps, or when a trace is replayed. These decisions use only the verdict,
-//! so the compiler leaves out the code that finds the reason. The decisions of the figures `…/with-reason`
-//! use the verdict and the reason.
+//! Each figure is the time of one decision in a long series of independent decisions. A hypervisor that
+//! recomputes its bitmaps makes such a series, and so does the replay of a trace. Most figures use only the
+//! verdict of each decision, so the compiler leaves out the code that finds the reason. The figures
+//! `…/with-reason` use the verdict and the reason.
 
 use std::hint::black_box;
 use std::io;

@@ -185,7 +185,8 @@ impl Exit {
 pub struct Reply {
     /// The error byte: 0 completes the access, any other value is #GP(0) (S5.4).
     pub error: u8,
-    /// The value that a completed read returns to the guest. It is ignored for a write.
+    /// The value that a completed read returns to the guest. `KVM_RUN` ignores the value if the
+    /// access is a write.
     pub data: u64,
 }
 

@@ -1,8 +1,9 @@
 //! The hardware bitmaps that let an MSR access through without a VM exit (S6).
 //!
 //! A bit of 1 intercepts the access. A bit is 0 only if the hypervisor wants to pass the access
-//! through *and* the filter allows it (S6.3). A map is always recomputed as a whole from these two
-//! sources. It is never changed bit by bit, because it could then drift from its sources (S8).
+//! through *and* the filter allows it (S6.3). A map is always recomputed as a whole, from the
+//! hypervisor's wishes and the filter. A map that was changed bit by bit could drift from these two
+//! sources (S8).
 
 use core::fmt;
 
@@ -182,7 +183,8 @@ impl<L: Layout> InterceptMap<L> {
         merged
     }
 
-    /// Returns true if `access` to `index` exits to the hypervisor.
+    /// Returns true if an access to the MSR `index` in the direction `access` exits to the
+    /// hypervisor.
     #[must_use]
     pub fn intercepts(&self, index: MsrIndex, access: Access) -> bool {
         L::REGIONS

@@ -323,9 +323,9 @@ fn reach(range: &Range, base: u32) -> u64 {
 /// Returns a multiplier for which no two of the pages share a place in the hash table.
 ///
 /// For 64 random pages one multiplier in seven works, so a few tries find one. The hardest set of
-/// pages found by search took 152 tries, a few microseconds. It is expected, not proved, that every
-/// set has a multiplier: there are fewer than 2^512 sets, each try fails for less than 7/8 of the
-/// sets, and there are 2^63 multipliers.
+/// pages found by search took 152 tries, a few microseconds. There is no proof that every set of
+/// pages has such a multiplier, but it is very likely: there are fewer than 2^512 sets, each try
+/// fails for less than 7/8 of the sets, and there are 2^63 multipliers.
 fn perfect_multiplier(numbers: &[u32]) -> u64 {
     let mut state = 0_u64;
     loop {

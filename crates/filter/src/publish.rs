@@ -14,11 +14,12 @@
 //!
 //! **Writers wait**, spinning: for the writer before them, and for readers. Each stripe has two
 //! counters, and readers arrive at the counter whose turn it is. A writer first waits until no
-//! reader is left at the idle counter. The readers there are all stragglers: they loaded the turn
-//! before it last changed. Then the writer changes the turn and waits until no reader is left at
-//! the other counter. From then on, only stragglers arrive at that one. So a writer waits for each
-//! reader at most twice, and a stream of new readers cannot delay the writer. The turn only ensures
-//! progress: the argument below does not depend on the counter at which a reader arrived.
+//! reader is left at the idle counter. The readers at the idle counter are all stragglers: they
+//! loaded the turn before it last changed. Then the writer changes the turn and waits until no
+//! reader is left at the other counter. From then on, only stragglers arrive at that other counter.
+//! So a writer waits for each reader at most twice, and a stream of new readers cannot delay the
+//! writer. The turn only ensures progress: the argument below does not depend on the counter at
+//! which a reader arrived.
 //!
 //! **Memory.** A VM takes 2 x 86 KiB for the slots and 1 KiB for the stripes.
 //!
@@ -90,8 +91,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
     /// Returns the result of `look` on the active slot, whose content does not change during the
     /// call.
     ///
-    /// `reader` picks the stripe. Any number is correct; different numbers for different readers
-    /// are faster.
+    /// `reader` picks the stripe. The result is correct for any number; reads are faster if
+    /// different readers have different numbers.
     #[inline]
     pub(crate) fn read<T>(&self, reader: usize, look: impl FnOnce(&S) -> T) -> T {
         let turn = self.turn.load(Ordering::Relaxed);

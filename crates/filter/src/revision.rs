@@ -26,14 +26,14 @@ pub(crate) enum Publication {
     Stepwise,
 }
 
-/// The order of the checks of a range (S2.4).
+/// The order in which a set call checks the flags and the bitmap of a range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RangeChecks {
-    /// The kernel checks the range's flags first. Then it checks the size of the bitmap, and copies
-    /// the bitmap.
+    /// The kernel checks the range's flags first. Then the kernel checks the size of the range's
+    /// bitmap, and copies the bitmap.
     FlagsFirst,
-    /// The kernel checks the size of the range's bitmap and copies the bitmap first. Then it checks
-    /// the flags.
+    /// The kernel checks the size of the range's bitmap and copies the bitmap first. Then the
+    /// kernel checks the range's flags.
     BitmapFirst,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Refused {
 }
 
 impl Revision {
-    /// Both revisions: mainline and v6.
+    /// The two revisions of KVM's MSR filter: mainline, and version 6 of the patch.
     pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
 
     /// Returns true if callers with 32-bit pointers can set a filter (S1.6).
@@ -76,7 +76,7 @@ impl Revision {
         matches!(self, Self::V6)
     }
 
-    /// The order of the checks of a range (S2.4).
+    /// The order in which a set call checks the flags and the bitmap of a range (S2.4).
     pub(crate) const fn range_checks(self) -> RangeChecks {
         match self {
             Self::Mainline => RangeChecks::FlagsFirst,

@@ -219,8 +219,8 @@ impl<R: Registers> Vcpu<R> {
     /// Reads one register as `KVM_GET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The fault of the register. In KVM the ioctl then returns the number of registers it read
-    /// before this one.
+    /// The fault with which the register refuses the read. In KVM the ioctl then returns the number
+    /// of registers that it has read before this one.
     pub fn host_read(&mut self, index: MsrIndex) -> Result<u64, RegisterFault> {
         self.read(index, Origin::Host)
     }
@@ -228,8 +228,8 @@ impl<R: Registers> Vcpu<R> {
     /// Writes one register as `KVM_SET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The fault of the register. In KVM the ioctl then returns the number of registers it wrote
-    /// before this one.
+    /// The fault with which the register refuses the write. In KVM the ioctl then returns the
+    /// number of registers that it has written before this one.
     pub fn host_write(&mut self, index: MsrIndex, value: u64) -> Result<(), RegisterFault> {
         self.write(index, value, Origin::Host)
     }

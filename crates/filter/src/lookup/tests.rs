@@ -136,7 +136,7 @@ fn largest(accesses: Accesses) -> Filter {
 }
 
 #[test]
-fn largest_lookup_table_fits_max_words_and_footprint() {
+fn largest_lookup_table_stays_within_max_words_and_documented_footprint() {
     let filter = largest(Accesses::Both);
     assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
     assert!(

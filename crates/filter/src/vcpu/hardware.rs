@@ -9,9 +9,9 @@ use crate::msr::{Access, MsrIndex};
 /// The virtualization extension that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hardware {
-    /// Intel's extension, VMX.
+    /// Intel's virtualization extension, VMX.
     Vmx,
-    /// AMD's extension, SVM.
+    /// AMD's virtualization extension, SVM.
     Svm,
 }
 

@@ -62,7 +62,7 @@ pub enum Entry<'a, R> {
     Finished(RunExit),
 }
 
-/// A vCPU in guest mode. It does not see requests until it leaves guest mode (S7).
+/// A vCPU in guest mode. The vCPU does not see requests of KVM until it leaves guest mode (S7).
 ///
 /// Dropping this value leaves guest mode, as the kick of a request or any interrupt does.
 pub struct GuestMode<'a, R> {

@@ -53,7 +53,8 @@ pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrInde
     Filter::new(revision, DefaultAction::Allow, ranges).expect("a few ranges")
 }
 
-/// Creates a VM and its vCPU. These MSRs are denied in both directions, and every failure exits.
+/// Creates a VM with one vCPU. The VM's filter denies reads and writes of the MSRs in `denied`, and
+/// every access that fails exits to user space.
 pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<RegisterMap>) {
     let vm = vm(revision, &ExitReason::ALL);
     vm.set_filter(&denying(revision, Accesses::Both, denied))
@@ -62,8 +63,8 @@ pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<Regi
     (vm, vcpu)
 }
 
-/// Returns the registers of a guest with this index in ECX and this value in EDX:EAX. The upper
-/// halves contain rubbish.
+/// Returns the general registers of a guest with this index in ECX and this value in EDX:EAX. The
+/// upper 32 bits of RAX, RCX and RDX are not 0.
 pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
     Gprs {
         rax: 0xaaaa_aaaa_0000_0000 | value & 0xffff_ffff,

@@ -61,7 +61,7 @@ fn s2_7_failed_set_keeps_old_filter_on_mainline_but_not_on_v6() {
 }
 
 #[test]
-fn s2_7_set_with_invalid_first_range_allows_all_on_v6() {
+fn s2_7_failed_set_with_invalid_first_range_leaves_every_access_allowed_on_v6() {
     for (revision, expected) in [(Revision::Mainline, Deny), (Revision::V6, Allow)] {
         let vm = Vm::new(revision);
         let filter = denying(revision, Accesses::Both, &[PLAIN]);

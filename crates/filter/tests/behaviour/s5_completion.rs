@@ -20,7 +20,8 @@ fn error(error: u8) -> Reply {
     }
 }
 
-/// Returns the RIP of a guest whose access was answered with an error. v6 skips the instruction.
+/// Returns the RIP that a guest has after a reply with an error: the address of the RDMSR or WRMSR
+/// on mainline, and the address after it on v6.
 fn refused_at(revision: Revision) -> u64 {
     match revision {
         Revision::Mainline => AT,

@@ -60,7 +60,7 @@ fn s5_2_failed_access_exits_only_for_its_own_reason() {
 }
 
 #[test]
-fn s5_2_failed_access_is_a_fault_if_the_mask_lacks_its_reason() {
+fn s5_2_failed_access_gives_guest_a_fault_if_reason_mask_lacks_its_reason() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_reasons(msrgate_filter::ReasonMask::NONE);
