@@ -98,7 +98,7 @@ impl CpuPart {
     };
 
     /// The first family whose model has the four bits of the extended model in front. According to
-    /// the manuals, only the families 6 and 15 have such models. Linux computes the model so for
+    /// the manuals, only the families 6 and 15 have such models. Linux adds the extended model for
     /// all families from 6 on, and Zhaoxin's processors of family 7 have such models.
     pub const FIRST_WITH_LONG_MODEL: u32 = 6;
 

@@ -29,8 +29,8 @@ pub struct Forward {
     /// The condition for forwarding a write to the register, with `KVM_SET_MSRS`. If KVM refuses the
     /// written value, that call returns the count 0, and the guest gets #GP.
     pub write: Forwarding,
-    /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access would
-    /// fault, but the gate's access on behalf of the guest would succeed.
+    /// The CPUID bits that the guest must have. If the guest lacks one of these bits, the guest's own access
+    /// would fault, but the gate's access on behalf of the guest would succeed.
     pub needs_cpuid: &'static [CpuidBit],
     /// The reason why forwarding accesses to this register is sound, in words.
     pub why: &'static str,

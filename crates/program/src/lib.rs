@@ -1,4 +1,4 @@
-//! Compiled MSR policies, as a VMM, a preload library or a hypervisor links them.
+//! Compiled MSR policies, for a VMM, a preload library or a hypervisor to link.
 //!
 //! A [`Program`] is a compiled policy, as a value and as a file. For each kind of processor it
 //! contains rules, which give the action for each of 2^32 MSRs in each direction, and the

@@ -1,4 +1,5 @@
-//! The packer: from verdicts to a filter with the fewest ranges.
+//! The packer, which makes the filter with the fewest ranges from the wanted verdicts on all
+//! accesses.
 //!
 //! An access whose verdict is not the default has to lie in a range. A range is a *window* of at
 //! most 0x3000 MSRs with one of three colours: `R` and `W` cover one direction, `RW` covers both

@@ -129,9 +129,9 @@ fn program_decode_refuses_truncated_or_trailing_bytes() {
     assert_eq!(Program::decode(&bytes), Err(ProgramError::Trailing { at }));
 }
 
-/// If one byte is changed, `decode` fails, or the program still has the same digest. The digest
-/// covers the rules and the settings, and `decode` compares the filter and the exit reasons with the rules.
-/// Most other bytes only tell where decisions come from.
+/// If one byte of an encoded program is changed, `decode` fails, or the decoded program still has the same
+/// digest. The digest covers the rules and the settings, and `decode` compares the filter and the exit
+/// reasons with the rules. Most other bytes only tell where decisions come from.
 #[test]
 fn program_decode_refuses_changed_byte_that_would_change_behaviour() {
     let before = program(EVERYTHING);

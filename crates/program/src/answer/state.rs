@@ -103,7 +103,7 @@ impl VcpuState {
     }
 
     /// Records that an access that the gate has forwarded has reached the register. If the access was the
-    /// first write to a register with the action `pin`, its value is now the pinned value.
+    /// first write to a register with the action `pin`, the written value is now the pinned value.
     #[inline]
     pub fn carried(&mut self, access: &super::Forwarded) {
         if let Some((place, value)) = access.pins()

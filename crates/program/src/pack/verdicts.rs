@@ -57,7 +57,7 @@ impl Verdicts {
         })
     }
 
-    /// The verdicts of one direction.
+    /// The wanted verdicts on accesses of one direction.
     pub(crate) const fn of(&self, access: Access) -> &RangeMap<Option<Verdict>> {
         &self.by_access[access as usize]
     }
