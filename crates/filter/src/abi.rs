@@ -18,7 +18,8 @@ pub const RANGE_READ: u32 = Accesses::Read.bits();
 /// `KVM_MSR_FILTER_WRITE`, a bit of [`RangeRequest::flags`].
 pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 
-/// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on it (S1.6).
+/// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on this size
+/// (S1.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerWidth {
     /// The caller is a 64-bit process.
@@ -40,7 +41,7 @@ const NMSRS: usize = 4;
 const BASE: usize = 8;
 
 impl CallerWidth {
-    /// Both widths: 64-bit and 32-bit callers.
+    /// The two widths of a caller's pointers: 64 and 32 bits.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
     /// The number that a caller of this width passes to `ioctl(2)`:

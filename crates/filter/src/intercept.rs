@@ -34,7 +34,7 @@ pub type VmxBitmap = InterceptMap<Vmx>;
 /// other MSR always exits. The last 2 KiB are reserved and all ones.
 pub type SvmMap = InterceptMap<Svm>;
 
-/// A map of the accesses that exit, in the layout of one vendor.
+/// An intercept map, which says for each access if it exits, in the layout of one vendor.
 ///
 /// The map is aligned to a page, so that its address can be handed to the processor.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct InterceptMap<L: Layout> {
     bytes: L::Bytes,
 }
 
-/// A vendor's layout: [`Vmx`] or [`Svm`].
+/// A vendor's layout of an intercept map: [`Vmx`] or [`Svm`].
 pub trait Layout: layout::Regions + Clone + Eq {}
 
 impl Layout for Vmx {}

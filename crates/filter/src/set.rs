@@ -172,11 +172,11 @@ impl SetCall {
     /// The filters that this call makes visible to guests, one after the other. The last of them
     /// stays in force.
     ///
-    /// On mainline there is one filter on success and none on failure (S2.7). On v6 there are no filters if
-    /// the call fails before it touches the old filter. Otherwise v6 makes several filters visible: the
-    /// cleared filter, then the new default without ranges, then one filter for each added range, up to the
-    /// invalid range. If the call makes any filter visible, every vCPU is asked to recompute its intercept
-    /// bitmap, even if the call fails.
+    /// On mainline the slice has one filter if the call succeeds, and none if it fails (S2.7). On v6 the
+    /// slice is empty if the call fails before it touches the old filter. Otherwise v6 makes several filters
+    /// visible: the cleared filter, then the new default without ranges, then one filter for each added
+    /// range, up to the invalid range. If the call makes any filter visible, every vCPU is asked to
+    /// recompute its intercept bitmap, even if the call fails.
     #[must_use]
     pub fn published(&self) -> &[Filter] {
         &self.published

@@ -64,7 +64,8 @@ pub enum Entry<'a, R> {
 
 /// A vCPU in guest mode. The vCPU does not see requests of KVM until it leaves guest mode (S7).
 ///
-/// Dropping this value leaves guest mode, as the kick of a request or any interrupt does.
+/// Dropping this value makes the vCPU leave guest mode, as a request that kicks the vCPU or any
+/// interrupt does.
 pub struct GuestMode<'a, R> {
     vcpu: &'a mut Vcpu<R>,
 }
@@ -181,7 +182,7 @@ impl<R: Registers> Vcpu<R> {
     }
 
     /// Refuses a failed access. The access exits if its reason is in the mask, else the guest gets
-    /// #GP. No other reason is tried (S5.2).
+    /// #GP. KVM does not report the failure with any other reason (S5.2).
     fn refuse(&mut self, access: Access, reason: ExitReason) -> RunExit {
         let revision = self.shared.revision();
         if !self.shared.reasons().contains(revision, reason) {
