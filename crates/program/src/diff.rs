@@ -27,7 +27,7 @@ pub enum Direction {
     /// The guest can do more than before the change.
     Looser,
     /// The guest can do something else than before the change, which is neither more nor less. A
-    /// reviewer should look at such a change as at a looser one.
+    /// reviewer should treat such a change like a looser one.
     Different,
     /// The guest can do less than before the change.
     Stricter,

@@ -19,7 +19,7 @@
 //! - **Rule** ([`Rule`]): consecutive MSRs that have the same action and the same logging in one
 //!   direction, for the same reason: an entry of the policy, its default, or KVM.
 //! - **Responder** ([`answer::Responder`]): a variant prepared to answer exits. All vCPUs of a VM
-//!   share it.
+//!   share the responder.
 //! - **Response** ([`answer::Response`]): the step with which the gate, the part of a VMM that
 //!   handles MSR exits, reacts to an exit: reply, rewind, forward, ask a device or a handler, or
 //!   kill.

@@ -63,8 +63,8 @@ pub struct ProgramSettings {
     pub microcode: Option<Microcode>,
 }
 
-/// The rules for the processors on which the same `[[when]]` sections apply, before they are
-/// packed.
+/// The rules for the processors on which the same `[[when]]` sections apply, before the rules are
+/// packed into a filter.
 #[derive(Clone, Debug)]
 pub struct ResolvedVariant {
     /// For each `[[when]]` section of the policy, in order, true if the section applies to the

@@ -53,7 +53,7 @@ pub struct Rules {
     lines: Arc<[Line]>,
 }
 
-/// A rule as it is stored.
+/// A rule as the map of rules stores it, without the rule's MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kept {
     /// The position of the outcome in [`Rules::outcomes`].
@@ -113,8 +113,9 @@ impl Rules {
         Access::ALL.into_iter().flat_map(of)
     }
 
-    /// Iterates over two sets of rules at once, of one direction each. Each item has the rules of
-    /// both for the same MSRs. The items are in order and without gaps.
+    /// Iterates over two sets of rules at once, of one direction each. Each item is a pair of
+    /// rules, one of each set, cut so that both have the same MSRs. The items are in order and
+    /// without gaps.
     pub fn zip<'r>(
         &'r self,
         access: Access,
@@ -266,10 +267,10 @@ mod tests {
         builder.finish(&deny, Arc::default())
     }
 
-    /// A stored rule takes eight bytes, because a policy of 250,000 entries may have twice as many
-    /// rules in each direction.
+    /// A stored rule takes eight bytes besides its last MSR. The size matters because a policy of
+    /// 250,000 entries may have twice as many rules in each direction.
     #[test]
-    fn stored_rule_takes_eight_bytes_of_memory() {
+    fn stored_rule_takes_eight_bytes_besides_its_last_msr() {
         assert_eq!(size_of::<Kept>(), 8);
     }
 

@@ -34,7 +34,7 @@ pub struct Saved {
     pub devices: Vec<SavedDevice>,
 }
 
-/// The reason why a saved state cannot be restored. Nothing has been restored then.
+/// The reason why a saved state cannot be restored. After such an error nothing has been restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestoreError {

@@ -1,4 +1,4 @@
-//! The state of a vCPU on which its answers depend.
+//! The state of a vCPU on which the answers to its exits depend.
 
 use alloc::boxed::Box;
 use alloc::vec;
