@@ -1,7 +1,7 @@
 //! The bytes of `KVM_X86_SET_MSR_FILTER`'s argument, as user space lays them out (S1.6, S1.7).
 //!
-//! This module only encodes and decodes the struct. [`SetCall`](crate::SetCall) validates its
-//! fields.
+//! This module only encodes and decodes the struct. [`SetCall`](crate::SetCall) validates the
+//! struct's fields.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -125,7 +125,7 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
-/// The memory of the process that makes the set call.
+/// The memory of the process that calls `KVM_X86_SET_MSR_FILTER`.
 pub trait UserMemory {
     /// Fills `into` with the bytes of the process's memory from the address `from` on.
     ///

@@ -27,8 +27,9 @@ pub struct Filter {
 pub enum FilterError {
     /// The filter would have this many ranges, which is more than [`MAX_RANGES`].
     TooManyRanges(usize),
-    /// The default action is deny and the list of ranges is empty: EINVAL on mainline (S2.3). A
-    /// range with a single 0 bit makes an equivalent filter that the kernel accepts.
+    /// The default action is deny and the list of ranges is empty. Mainline refuses such a filter
+    /// with EINVAL (S2.3). A range with a single 0 bit makes an equivalent filter that the kernel
+    /// accepts.
     DenyWithoutRanges,
 }
 

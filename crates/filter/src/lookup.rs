@@ -11,8 +11,8 @@
 //! in atomics: without `unsafe`, threads can share and replace only words.
 //!
 //! The owner is stored as one byte for each block of 64 MSRs: the number of the range that decides,
-//! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. The last stands for a block in which
-//! ranges begin or end: the n-th mixed block has an owner byte for each of its MSRs.
+//! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. [`MIXED`] + n stands for a block in
+//! which ranges begin or end: the n-th mixed block has an owner byte for each of its MSRs.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -173,7 +173,7 @@ impl Lookup {
 
 /// Returns the numbers of the pages that differ from the default page, without duplicates: the
 /// pages that a range touches, and the page of the MSRs below 0x1000, which include the x2APIC
-/// registers. A range that wraps touches no page (S3.5).
+/// registers. A range whose end would be 2^32 or higher touches no page (S3.5).
 fn special_pages(ranges: &[Range]) -> Vec<u32> {
     let mut pages: Vec<u32> = ranges
         .iter()
@@ -309,7 +309,7 @@ fn store(page: &mut [u64], direction: usize, block: usize, content: Block) {
 }
 
 /// Returns a bit for each of the 64 MSRs from `base` on: 1 if the range contains the MSR. A range
-/// that wraps contains no MSR (S3.5).
+/// whose end would be 2^32 or higher contains no MSR (S3.5).
 fn reach(range: &Range, base: u32) -> u64 {
     let Some(end) = range.end() else { return 0 };
     let start = u64::from(range.base().get().max(base));

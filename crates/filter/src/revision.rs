@@ -18,8 +18,8 @@ pub enum Revision {
 /// The steps of a set call that guests can see (S2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
-    /// Guests see the old filter until the call has succeeded, and then the whole new filter. If the
-    /// call fails, they still see the old filter.
+    /// Guests see the old filter until the call has succeeded, and then the whole new filter. If
+    /// the call fails, guests still see the old filter.
     Whole,
     /// Guests see the old filter disappear, and then the unfinished new filter after each added
     /// range.

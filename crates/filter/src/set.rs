@@ -56,7 +56,8 @@ pub enum SetError {
     /// Each range is valid by itself, but the ranges together with the default action do not make a
     /// valid filter (S2.3).
     NoFilter(FilterError),
-    /// A range of the filter is invalid (S2.4). If several ranges are, the error describes the first.
+    /// A range of the filter is invalid (S2.4). If several ranges are invalid, the error describes the first
+    /// of them.
     Range {
         /// The position of the invalid range in the struct.
         slot: Slot,
@@ -268,9 +269,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes the filter as built so far. The check that default deny has a range (S2.3) may come
-    /// after the checks of the ranges: it fails only if all ranges are empty, and an empty range passes
-    /// every check.
+    /// Makes the filter visible to guests, as it is built so far. The check that default deny has a range
+    /// (S2.3) may come after the checks of the ranges: it fails only if all ranges are empty, and an empty
+    /// range passes every check.
     fn publish(&mut self) -> Result<(), SetError> {
         let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;

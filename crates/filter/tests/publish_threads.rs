@@ -21,8 +21,8 @@ fn full(base: u32, verdict: Verdict) -> Range {
 }
 
 /// Creates a filter in which range number `place` decides a window of MSRs, with `verdict`. The
-/// ranges with lower numbers cover other MSRs. They only move the pages of the window's MSRs to
-/// another position in the lookup table.
+/// ranges with lower numbers cover other MSRs. Those ranges only move the pages of the window's
+/// MSRs to another position in the lookup table.
 fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
     let bases = (1..).map(|number| base ^ number << 24);
     let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();

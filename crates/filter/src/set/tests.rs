@@ -422,8 +422,8 @@ fn s2_7_v6_publishes_unfinished_filter_after_each_range() {
     assert_eq!(verdict(whole, 0x20), Verdict::Allow);
 }
 
-/// S2.7 on v6: a failed call leaves the ranges before the invalid one. If the first range is
-/// invalid, every access is allowed.
+/// S2.7 on v6: a call that fails because of an invalid range leaves a filter of the ranges before
+/// that range. If the first range is invalid, every access is allowed.
 #[test]
 fn s2_7_failed_set_on_v6_leaves_ranges_before_the_invalid_one() {
     let after_good = request(1, [(0, range(1)), (1, unreadable(1)), (2, range(1))]);

@@ -33,7 +33,7 @@ impl Instruction {
 /// The reason why the vCPU stopped.
 ///
 /// KVM itself does not return to user space after an instruction, or on a #GP that the guest
-/// handles. The model does, so that its caller can look at the vCPU.
+/// handles. This model returns in both cases, so that its caller can look at the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunExit {
     /// The instruction is complete, and RIP is past it: the processor or KVM has executed the
@@ -117,7 +117,7 @@ impl<R: Registers> Vcpu<R> {
     }
 
     /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome with which `KVM_RUN`
-    /// ends, or `None` if it goes on.
+    /// ends, or `None` if `KVM_RUN` goes on.
     fn complete(&mut self) -> Option<RunExit> {
         let Pending { exit, reply } = self.pending.take()?;
         if reply.error == 0 {

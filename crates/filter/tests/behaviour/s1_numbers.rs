@@ -1,4 +1,4 @@
-//! S1: numbers, and the two capabilities.
+//! S1: the numbers and offsets of KVM's interface, and the two capabilities.
 
 use msrgate_filter::{
     Access, Capability, Errno, Exit, ExitReason, Extension, ReasonMask, Revision, RunLayout, Vm,

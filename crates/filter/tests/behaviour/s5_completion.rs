@@ -241,7 +241,7 @@ fn s5_7_fault_handler_sees_address_of_refused_instruction() {
 }
 
 /// After the rewind the guest executes the access itself, under a filter that now allows the access, and
-/// cannot tell that the access had exited before. This holds under single-step too.
+/// cannot tell that the access had exited before. The guest cannot tell under single-step either.
 #[test]
 fn s5_8_guest_executes_rewound_access_again() {
     for single_step in [SingleStep::Off, SingleStep::On] {
