@@ -1,7 +1,7 @@
-//! Makes a policy from any bytes, and packs it into a filter. Its entries are stretches of MSRs in ascending
-//! order, each with the accesses that it allows. If the policy fits into a filter, the filter decides as the
-//! entries say. The filter is also unchanged if it is encoded and decoded as part of a program, or in the
-//! output format that the first byte selects.
+//! Makes a policy from any bytes, and packs it into a filter. The policy's entries are stretches of MSRs in
+//! ascending order, each with the accesses that it allows. If the policy fits into a filter, the filter
+//! decides as the entries say. The filter is also unchanged if it is encoded and decoded as part of a
+//! program, or in the output format that the first byte selects.
 #![no_main]
 
 use std::fmt::Write as _;
