@@ -117,8 +117,8 @@ use vm::{KvmVm, VmPort};
 
 /// A gate: it enforces a compiled policy in one VM.
 ///
-/// Any thread may use a gate. When a gate is dropped, the kernel keeps the filter, and a vCPU that
-/// needs another filter gets [`AnswerError::Gone`]: keep the gate as long as the VM.
+/// Any thread may use a gate. After a gate is dropped, the kernel keeps the filter, and an access that needs
+/// another filter is an error, [`AnswerError::Gone`]: keep the gate as long as the VM.
 ///
 /// The calls, in order: [`Self::new`]; [`Self::install`] before any vCPU of the VM runs; [`Self::vcpu`]
 /// for each vCPU, before that vCPU runs; then [`Self::replace`] at any time. KVM accepts calls on a
@@ -156,8 +156,8 @@ impl Gate {
         Self::with_options(program, host, GateOptions::default())
     }
 
-    /// Makes a gate as [`Self::new`] does, with the VM's memory, the VMM's handlers and devices, and
-    /// the contents of events.
+    /// Makes a gate as [`Self::new`] does, with options: the VM's memory, the VMM's handlers and devices,
+    /// and the data that events hold.
     ///
     /// # Errors
     /// The errors of [`Self::new`], and [`GateError::Queue`] if the event queue is to be longer than
@@ -217,11 +217,11 @@ impl Gate {
     /// that: if the mask has fewer reasons, accesses that the gate would answer become a #GP.
     ///
     /// # Errors
-    /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
-    ///   the gate is in no VM, and `install` may be called again.
-    /// - [`GateError::InstalledTwice`]: the gate is in a VM already.
-    /// - [`GateError::OtherGate`]: another gate of this process, or one of its [`VcpuGate`]s, is in the
-    ///   VM. Linux before 6.10 cannot detect this.
+    /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has no mask and no
+    ///   filter, the gate is not installed, and `install` may be called again.
+    /// - [`GateError::InstalledTwice`]: the gate is installed in a VM already.
+    /// - [`GateError::OtherGate`]: another gate of this process is installed in the VM, or a [`VcpuGate`] of
+    ///   that gate still exists. On Linux before 6.10 the gate cannot detect this.
     /// - [`GateError::NoSharedRegisters`]: events are to hold RIP, but this KVM cannot copy registers
     ///   into `kvm_run`.
     /// - [`GateError::Pack`]: no filter of KVM can express the gate's first filter.
@@ -258,7 +258,7 @@ impl Gate {
     /// After an error the call has chosen no variant, the kernel's filter is unchanged, and `vcpu` may
     /// be called again.
     ///
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::VcpuTwice`]: the vCPU still has its old [`VcpuGate`].
     /// - [`GateError::NoCpuid`], [`GateError::OtherCpu`] or [`GateError::CpuidChanged`]: the CPUID
     ///   lacks leaf 0 or 1, describes another processor than that of the first vCPU, or differs from the
@@ -274,8 +274,8 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must be the
-    /// same for all processors and must forward no access to KVM's registers: such a program does not
+    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must have the
+    /// same rules for all processors and must forward no access to KVM's registers: such a program does not
     /// depend on the CPUID. Add either all vCPUs of a VM by this function, or none of them.
     ///
     /// # Errors
@@ -340,7 +340,7 @@ impl Gate {
     /// register gets the new program's value at the next [`VcpuGate::reset`].
     ///
     /// # Errors
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
     /// - [`GateError::Io`]: the process can get no more threads.
     /// - The errors that [`Self::new`] returns for the new program.
@@ -392,7 +392,7 @@ impl Gate {
     /// After an error the VMM's previous filter and mask stay in force.
     ///
     /// - [`GateError::Pack`]: both filters together take more ranges than KVM has.
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
     pub fn set_beside(&self, new: Beside) -> Result<(), GateError> {
         let mut control = self.shared.lock();
@@ -433,14 +433,15 @@ impl Gate {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// Returns the first accesses under the program in force, sorted by MSR. With `log = "first"` the
-    /// list has all accesses that came to the gate, except those that ended the VM. With `mode =
-    /// "audit"` the list has the accesses that the program would refuse. With other levels of `log` the
-    /// list is empty.
+    /// Returns the accesses that were the guest's first to an MSR in one direction under the program in
+    /// force, sorted by MSR. With `log = "first"` the list has all accesses that came to the gate, except
+    /// those that ended the VM. With `mode = "audit"` the list has the accesses that the program would
+    /// refuse. With other levels of `log` the list is empty.
     ///
-    /// A policy can be learned from this list once the guest has done its work. A first access becomes
-    /// an event only once, so a lost event is not repeated. If the access is allowed, later accesses of
-    /// the same kind bypass the gate. The first access stays in this list even if its event was lost.
+    /// A policy can be learned from this list once the guest has done its work. A first access becomes an
+    /// event only once, so a lost event is not repeated. If the access is allowed, the guest's later
+    /// accesses to the same MSR in the same direction bypass the gate. The first access stays in this list
+    /// even if its event was lost.
     ///
     /// The list has 8,192 slots, and each kind of access can be in any of 64 of them. An access for
     /// which none of these slots is free is missing from the list, and becomes an event each time.
@@ -522,8 +523,8 @@ impl Gate {
     }
 
     /// Starts the publisher, which is the thread that opens the filter for first accesses, if the
-    /// program needs this thread and the thread is not running. If the VMM's own threads publish, the gate has
-    /// no publisher.
+    /// program needs this thread and the thread is not running. If a thread of the VMM's opens the filter,
+    /// the gate has no publisher.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
         if self.shared.options.publish_by.is_some() || !responder.is_traced() {
             return Ok(());
@@ -572,7 +573,7 @@ fn depends_on_cpuid(program: &Program) -> bool {
         || variants.any(|variant| variant.rules().all().any(|(_, rule)| carries(rule)))
 }
 
-/// Checks a program against the host and the options, before there is a VM.
+/// Checks that the host and the options have everything that a program needs, before the gate has a VM.
 fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
     if let Some(name) = options.missing_handler(program) {
         return Err(GateError::NoHandler { name });

@@ -128,7 +128,7 @@ impl Installed {
 }
 
 impl Mask {
-    /// Returns the value that stands for the mask of a VM in which other code may have set one. This
+    /// Returns the value that stands for the mask of a VM in which other code may have set a mask. This
     /// value equals no mask, so the installation of the first filter always sets the mask.
     pub(crate) const fn unknown() -> Self {
         Self(None)

@@ -1,4 +1,4 @@
-//! Measurements of what a guest gets under a filter, compared with what was promised.
+//! Measurements of what a guest gets under a filter, compared with the verdicts that the filter should give.
 //!
 //! [`measure`](measure()) makes three passes over the same accesses, in one VM:
 //!

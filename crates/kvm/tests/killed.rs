@@ -127,8 +127,8 @@ fn line(bytes: &[u8]) -> Line {
 }
 
 #[test]
-fn killed_writer_cuts_only_its_last_line() {
-    const NAME: &str = "killed_writer_cuts_only_its_last_line";
+fn killed_writer_of_log_file_cuts_only_its_last_line() {
+    const NAME: &str = "killed_writer_of_log_file_cuts_only_its_last_line";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let mut cuts = 0;
@@ -169,8 +169,8 @@ fn follow_on(lines: &[Line]) {
 /// If two processes append to one file, the file has every line of each, once and in order. A process that
 /// opens the file while the other writes may add one empty line.
 #[test]
-fn two_writers_to_one_file_keep_all_lines_whole() {
-    const NAME: &str = "two_writers_to_one_file_keep_all_lines_whole";
+fn two_writers_to_one_log_file_keep_all_lines_whole() {
+    const NAME: &str = "two_writers_to_one_log_file_keep_all_lines_whole";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("whole");

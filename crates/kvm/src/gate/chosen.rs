@@ -63,8 +63,9 @@ impl Chosen {
     /// Adds a vCPU, which may have been added before.
     ///
     /// # Errors
-    /// [`GateError::OtherCpu`], [`GateError::VcpuTwice`] if its old `VcpuGate` still exists, or
-    /// [`GateError::CpuidChanged`].
+    /// [`GateError::OtherCpu`] if the vCPU has another processor than the first one,
+    /// [`GateError::VcpuTwice`] if its old `VcpuGate` still exists, or [`GateError::CpuidChanged`] if it had
+    /// another CPUID before.
     pub(super) fn add(
         &mut self,
         id: VcpuId,

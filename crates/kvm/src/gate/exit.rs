@@ -1,4 +1,5 @@
-//! The state of one vCPU beside the program, and how the vCPU's thread carries out a response.
+//! The state that the gate keeps for one vCPU, and the code by which the vCPU's thread carries out a
+//! response.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use super::shared::Shared;
 use super::watch::Told;
 use crate::sys::calls::{self, Level, Taken};
 
-/// The state of one vCPU, without the program that answers its exits.
+/// The state that the gate keeps for one vCPU, except the program that answers the vCPU's exits.
 pub(super) struct Answering {
     pub(super) id: VcpuId,
     /// A number that is unique among the `VcpuGate`s of all gates of this process.
@@ -51,18 +52,18 @@ pub(super) struct Answering {
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: RewindTimer,
-    /// The accesses of which the watcher was told when they began to wait.
+    /// The accesses that wait for a wider filter. The watcher was told of each when it began to wait.
     begun: Begun,
 }
 
-/// The possibility that the vCPU runs a nested guest.
+/// The answer to the question if the vCPU may run a nested guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MayNest {
     Never,
     Perhaps,
 }
 
-/// The result of a response that this vCPU could carry out alone.
+/// The result of a response that the gate carried out itself, without the VMM's loop.
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
@@ -114,8 +115,8 @@ impl Answering {
         }
     }
 
-    /// Changes from one program to another. If the current program has been withdrawn, `other` may be
-    /// the program before it.
+    /// Changes the vCPU's state from one program to another. If the current program has been withdrawn,
+    /// `other` may be the program before it.
     pub(super) fn follow(
         &mut self,
         program: &mut Generation<Responder>,
@@ -491,13 +492,13 @@ impl Before {
         self.microcode = None;
     }
 
-    /// Notes that the host wrote a register of the vCPU.
+    /// Notes, in the state that was set aside, that the VMM has written an MSR of the vCPU.
     pub(super) fn msr_set_by_host(&mut self, index: MsrIndex) {
         self.state.msr_set_by_host(&self.program.thing, index);
     }
 
-    /// Returns to the previous program. `state` and `devices` are the vCPU's under the withdrawn
-    /// program.
+    /// Returns the previous program, and the vCPU's state under that program. `state` and `devices` are
+    /// those that the vCPU has under the withdrawn program.
     pub(super) fn again(
         self,
         withdrawn: &Responder,

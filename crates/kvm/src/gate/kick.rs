@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn give_back_keeps_kick_made_before_borrow_or_during_borrow() {
+    fn give_back_of_immediate_exit_keeps_kick_made_before_or_during_borrow() {
         let flag = AtomicU8::new(0);
         borrow(&flag).give_back(&flag);
         assert_eq!(flag.load(Ordering::Relaxed), 0);
@@ -91,9 +91,10 @@ mod model {
         }
     }
 
-    /// If a kick comes at any moment, it is still in the byte after the gate has given the byte back.
+    /// A kick that comes at any moment is still in the byte `immediate_exit` after the gate has given the
+    /// byte back.
     #[test]
-    fn give_back_keeps_concurrent_kick() {
+    fn give_back_of_immediate_exit_keeps_kick_made_at_any_moment() {
         crate::gate::sync::check(|| {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn find_in_full_table_adds_nothing() {
+    fn find_in_full_table_adds_no_kind() {
         let kinds = Kinds::<2>::new();
         let kind = |index| Kind::new(0, MsrIndex::new(index), Access::Read);
         let found: Vec<_> = (0..3).map(|index| kinds.find(kind(index), 2)).collect();

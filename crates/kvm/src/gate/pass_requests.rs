@@ -1,4 +1,4 @@
-//! The pass requests: accesses for which vCPUs have asked the publisher to open the kernel's filter.
+//! The pass requests: vCPUs ask the publisher to open the kernel's filter for these accesses.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,7 +63,8 @@ pub(super) enum Asked {
 }
 
 impl PassRequests {
-    /// Makes an empty list, for which `hand_over` is called when a request waits and none has waited before.
+    /// Makes an empty list. `hand_over`, if it is given, is called when a request waits and none has waited
+    /// before.
     pub(super) fn handed_over(hand_over: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
         Self {
             hand_over,
@@ -71,8 +72,8 @@ impl PassRequests {
         }
     }
 
-    /// Wakes the publisher's thread, or has a thread of the VMM's publish. The caller does not hold the lock: the
-    /// publisher needs it, and if there is only one processor, it may run there at once.
+    /// Wakes the publisher's thread, or hands the work to a thread of the VMM's. The caller does not hold
+    /// the lock: the publisher needs it, and if there is only one processor, it may run there at once.
     fn wake(&self) {
         match &self.hand_over {
             Some(hand_over) => hand_over(),
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_pass_request_is_taken_once() {
+    fn publisher_takes_repeated_request_for_same_access_once() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -309,7 +310,7 @@ mod tests {
 
     /// Under one program, the filter is not opened for an access that was requested under another program.
     #[test]
-    fn pass_request_for_program_not_in_force_is_ignored() {
+    fn request_to_open_filter_under_program_not_in_force_is_ignored() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.wait().unwrap();
@@ -332,7 +333,7 @@ mod tests {
 
     /// `is_settled` is false while a request waits, while a filter is being set, and while a trial goes on.
     #[test]
-    fn is_settled_is_false_until_filter_is_set() {
+    fn pass_requests_are_not_settled_until_requested_filter_is_set() {
         let opened = PassRequests::default();
         assert!(opened.is_settled());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -351,7 +352,7 @@ mod tests {
     /// A request that was made before a trial is back after the trial is withdrawn, and wakes the publisher
     /// from `wait`.
     #[test]
-    fn publisher_wakes_for_earlier_request_once_trial_is_withdrawn() {
+    fn publisher_wakes_for_earlier_request_once_trial_of_program_is_withdrawn() {
         let opened = Arc::new(PassRequests::default());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         let trial = opened.try_out(1);
@@ -368,7 +369,7 @@ mod tests {
     /// If a trial is withdrawn, because the kernel refused the program's filter, the previous program's
     /// accesses are open again.
     #[test]
-    fn withdrawn_trial_restores_open_accesses() {
+    fn withdrawn_trial_of_program_restores_list_of_opened_accesses() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.take().unwrap();

@@ -29,12 +29,12 @@ struct Held<T> {
     highest: u64,
 }
 
-/// A value, and the number that is unique to its time in force.
+/// A value that was put in force, and a number that identifies that event.
 #[derive(Debug)]
 pub(super) struct Generation<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
-    /// The state of this generation's trial: one of the three constants below.
+    /// The state of this generation's trial: `TRIED` (still on trial), `KEPT` or `WITHDRAWN`.
     fate: Arc<AtomicU64>,
 }
 
@@ -174,7 +174,7 @@ mod model {
     /// It never sees an older value after a newer one, and it sees the last one once both replacements have
     /// ended.
     #[test]
-    fn follower_never_goes_back_and_ends_at_last_program() {
+    fn vcpu_never_returns_to_older_program_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new([0; 2]));
             let writers = [1, 2].map(|value| {
@@ -202,7 +202,7 @@ mod model {
     /// the new filter also sees the new program. Here a release store stands for setting the filter. If that
     /// store were relaxed, the test would fail, whatever memory ordering the generation's number has.
     #[test]
-    fn follower_that_sees_effect_of_new_filter_sees_new_program() {
+    fn thread_that_sees_effect_of_new_filter_sees_new_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let filter = Arc::new(AtomicU64::new(0));
@@ -227,7 +227,7 @@ mod model {
     /// number. Once the trial is withdrawn, the vCPU finds the value before it, and sees that the value on
     /// trial was withdrawn.
     #[test]
-    fn withdrawn_trial_is_reported_to_follower() {
+    fn vcpu_sees_that_program_on_trial_was_withdrawn() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let writer = {

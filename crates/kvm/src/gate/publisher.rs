@@ -42,12 +42,13 @@ impl Drop for End<'_> {
 }
 
 /// A filter that a thread of the VMM's is to set, since a guest has made a first access: see
-/// [`GateOptions::publish_by`](super::GateOptions::publish_by). Dropping it without setting it is the end of the
-/// gate's publications: a vCPU that needs another filter gets [`AnswerError::Gone`](super::AnswerError::Gone).
+/// [`GateOptions::publish_by`](super::GateOptions::publish_by). If a publication is dropped without a call
+/// of [`Self::set`], the gate opens its filter for no further access: an access that needs another filter is
+/// then an error, [`AnswerError::Gone`](super::AnswerError::Gone).
 #[derive(Debug)]
 #[must_use = "the vCPU waits for the filter"]
 pub struct Publication {
-    /// The gate's state. It is taken away once the filter is set.
+    /// The gate's state; an empty reference once the filter is set.
     shared: Weak<Shared>,
 }
 
@@ -56,8 +57,8 @@ impl Publication {
         Self { shared }
     }
 
-    /// Sets the filter, which takes one call into the kernel of a grace period. If the gate and its vCPUs are gone,
-    /// the function does nothing.
+    /// Sets the filter, by an ioctl that waits for a grace period of the kernel. If the gate and its vCPUs
+    /// are gone, the function does nothing.
     pub fn set(mut self) {
         if let Some(shared) = self.shared.upgrade() {
             publish(&shared);

@@ -57,7 +57,7 @@ pub(super) enum Past {
 }
 
 impl Control {
-    /// Tells if it is decided which variant of the program applies to this VM.
+    /// Tells if the gate has already chosen the variant of the program for this VM.
     pub(super) fn is_chosen(&self, program: &Program) -> bool {
         self.chosen.is_some() || program.variants().len() == 1
     }

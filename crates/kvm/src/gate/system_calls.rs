@@ -4,9 +4,9 @@
 /// An `ioctl` of KVM: its name in `linux/kvm.h`, and its number on x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ioctl {
-    /// The name.
+    /// The name of the request, such as `KVM_RUN`.
     pub name: &'static str,
-    /// The number, which is the second argument of ioctl(2).
+    /// The number of the request, which is the second argument of ioctl(2).
     pub number: u32,
 }
 
@@ -161,7 +161,7 @@ mod tests {
     use crate::sys::calls;
 
     #[test]
-    fn listed_ioctl_numbers_match_calls_made() {
+    fn listed_ioctl_numbers_are_those_that_this_crate_passes_to_kernel() {
         let mut made: BTreeMap<_, _> = calls::numbers().into_iter().collect();
         let filter = CallerWidth::Bits64.ioctl_number();
         made.insert("KVM_X86_SET_MSR_FILTER", filter.into());

@@ -84,7 +84,7 @@ impl VcpuGate {
         }
     }
 
-    /// The vCPU's number.
+    /// The number of the vCPU that this `VcpuGate` is for.
     #[must_use]
     pub const fn id(&self) -> VcpuId {
         self.own.id
@@ -447,7 +447,8 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Makes KVM complete an exit for which the gate has given the reply.
+    /// Makes KVM complete the vCPU's last exit, if the gate has given its reply and KVM has not taken the
+    /// reply yet.
     fn come_to_rest(&mut self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
@@ -467,7 +468,7 @@ impl VcpuGate {
         Ok(saved.encode())
     }
 
-    /// Takes over the program in force, if the program has been replaced.
+    /// Makes this `VcpuGate` use the program in force, if the program has been replaced.
     #[inline]
     fn follow(&mut self) {
         if !self.own.shared.current.is_number(self.settled) {
@@ -495,7 +496,8 @@ impl VcpuGate {
         self.own.before.is_some()
     }
 
-    /// Takes over the program in force, after waiting for any replacement that may still be withdrawn.
+    /// Makes this `VcpuGate` use the program in force, after waiting for any replacement that may still be
+    /// withdrawn.
     fn follow_for_good(&mut self) {
         let shared = Arc::clone(&self.own.shared);
         let control = shared.lock();

@@ -18,7 +18,7 @@ pub(super) trait VmPort: Send {
     /// Those of [`Installed::replace`](crate::Installed::replace).
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError>;
 
-    /// Tells if the guests of this VM may run guests.
+    /// Tells if the guest of this VM may run nested guests.
     fn has_nested_state(&self) -> bool;
 
     /// Tells if KVM puts a vCPU's registers into `kvm_run` when the gate asks for them.

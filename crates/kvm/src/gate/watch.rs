@@ -10,7 +10,7 @@ use super::id::VcpuId;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Told {
-    /// The vCPU.
+    /// The vCPU that made the access.
     pub vcpu: VcpuId,
     /// The access, with the exit's reason.
     pub exit: Exit,

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn finding_all_returns_first_that_does_not_hold() {
+    fn finding_all_returns_first_finding_other_than_holds() {
         let differs = Finding::compare("a", &1, &2);
         let wanted = Finding::Differs {
             seen: "a: 1 instead of 2".to_owned(),

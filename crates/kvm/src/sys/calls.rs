@@ -73,7 +73,7 @@ pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bo
     }
 }
 
-/// Returns nanoseconds since 1970, or 0 if the clock is set before that. Each event calls this;
+/// Returns nanoseconds since 1970, or 0 if the clock is set before that. The gate calls this for each event;
 /// `SystemTime` would take three times as many instructions.
 pub(crate) fn now() -> u64 {
     let mut now = libc::timespec {

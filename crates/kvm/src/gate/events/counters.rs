@@ -23,11 +23,11 @@ pub(in crate::gate) struct Counters {
 /// The number of accesses of one kind: to one MSR, in one direction, with one disposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count {
-    /// The MSR.
+    /// The MSR that was accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the accesses: read or write.
     pub access: Access,
-    /// The disposition.
+    /// The gate's disposition of the accesses.
     pub disposition: Disposition,
     /// The number of accesses.
     pub count: u64,
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_count_each_kind_of_access_apart() {
+    fn counters_count_each_kind_of_access_separately() {
         let counters = Counters::new();
         let lstar = MsrIndex::new(0xc000_0082);
         for _ in 0..3 {
@@ -109,10 +109,10 @@ mod tests {
         );
     }
 
-    /// If a guest accesses more kinds than there are slots, the counts still add up to the number of
-    /// accesses, whichever kinds have a slot.
+    /// If a guest makes accesses of more kinds than there are counters, the counts and the number of other
+    /// accesses still add up to the number of all accesses.
     #[test]
-    fn access_without_slot_is_counted_among_others() {
+    fn access_of_kind_without_counter_is_counted_among_others() {
         let counters = Counters::new();
         for index in 0..10_000 {
             counters.add(MsrIndex::new(index), Access::Read, Disposition::Denied);

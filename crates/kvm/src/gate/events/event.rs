@@ -17,7 +17,7 @@ pub enum Values {
     /// Events do not hold the value that the guest writes.
     #[default]
     Hidden,
-    /// Events hold the value that the guest writes.
+    /// Events of writes hold the value that the guest writes.
     Shown,
 }
 
@@ -36,15 +36,15 @@ pub enum Rip {
 pub struct Event {
     /// The time of the exit.
     pub time: SystemTime,
-    /// The vCPU.
+    /// The vCPU that made the access.
     pub vcpu: VcpuId,
-    /// The MSR.
+    /// The MSR that was accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
     /// The reason for which KVM made the exit.
     pub reason: ExitReason,
-    /// The disposition.
+    /// The gate's disposition of the access.
     pub disposition: Disposition,
     /// The value that the guest writes, if events hold values ([`Values::Shown`]).
     pub value: Option<u64>,

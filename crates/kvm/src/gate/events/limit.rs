@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limit_passes_first_events_and_reports_number_held_back() {
+    fn event_limit_passes_first_events_and_reports_number_held_back() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);
@@ -99,7 +99,7 @@ mod tests {
     /// A kill is held back only by earlier kills. So a VMM that runs the guest on after each kill is not
     /// flooded.
     #[test]
-    fn kill_is_held_back_only_by_kills() {
+    fn event_of_kill_is_held_back_only_by_earlier_kills() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, disposition| limit.ask(MsrIndex::new(index), Access::Read, disposition, 5);

@@ -116,7 +116,7 @@ impl VcpuLogs {
         log
     }
 
-    /// Notes that vCPUs may make events under this program from now on.
+    /// Notes that from now on this program may decide accesses that become events.
     pub(in crate::gate) fn expect(&self, program: &Arc<Program>) {
         let mut live = self.lock();
         let digest = program.digest();
@@ -215,7 +215,7 @@ pub struct Counted {
 /// The number of events of a vCPU that the reader does not get, since the vCPU was first added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuDrops {
-    /// The vCPU.
+    /// The vCPU whose events were lost.
     pub vcpu: VcpuId,
     /// The number of events that did not fit the queue. Of the vCPUs whose `VcpuGate` was dropped, only the
     /// newest sixteen keep their unread events. The unread events of the others are counted here.

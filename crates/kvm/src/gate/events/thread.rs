@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// flood of reports.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The numbers of lost events that the sinks were last told, and the time of that report.
+/// The numbers of lost events that the sinks were told in the last report, and the time of that report.
 #[derive(Default)]
 struct Told {
     drops: Vec<VcpuDrops>,

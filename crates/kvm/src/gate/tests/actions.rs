@@ -114,7 +114,7 @@ fn pinned_register_accepts_only_first_value() {
 
 /// KVM refuses an address that is not canonical: the guest gets #GP, and the register is not pinned.
 #[test]
-fn forwarded_write_that_kvm_refuses_faults_and_pins_nothing() {
+fn forwarded_write_that_kvm_refuses_faults_and_pins_no_register() {
     under(
         "IA32_LSTAR = { read = 'allow', write = 'pin' }",
         &[Write(LSTAR, 1 << 62), Write(LSTAR, 0x1000), Read(LSTAR)],

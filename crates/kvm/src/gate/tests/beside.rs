@@ -50,7 +50,7 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
 /// If the gate let a first access through before the VMM changed its own filter, it lets the access
 /// through afterwards, too. An access that the VMM's filter denies does not wait for the publisher.
 #[test]
-fn set_beside_with_filter_of_vmm_keeps_letting_first_access_through() {
+fn filter_open_for_first_access_stays_open_after_vmm_sets_own_filter() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine
@@ -106,7 +106,7 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
 /// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
 /// does: one of them is answered, and one waits, too.
 #[test]
-fn watcher_is_told_once_of_access_whose_wait_is_interrupted() {
+fn watcher_is_told_once_of_access_whose_wait_for_filter_is_interrupted() {
     let program = policy(
         "default = 'allow'",
         "IA32_STAR = { read = 'allow', write = 'allow', log = 'first' }\nIA32_LSTAR = 'none'\n\

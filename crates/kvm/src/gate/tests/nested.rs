@@ -31,7 +31,7 @@ const VMX: (u32, u32) = (1, 1 << 5);
 const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
 
 #[test]
-fn gate_asks_which_guest_runs_only_if_guest_may_nest() {
+fn gate_asks_which_guest_runs_only_if_guest_may_run_nested_guests() {
     let script = [Write(LSTAR, 5), Read(STAR), Write(FMASK, 5)];
     for ((function, ecx), vm, asked) in [
         (VMX, ModelVm::that_nests(), 3),

@@ -266,7 +266,7 @@ fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
 
 /// The gate hands its publications to one thread of the VMM's, and starts none of its own.
 #[test]
-fn publication_that_vmm_sets_lets_first_access_through() {
+fn filter_set_by_thread_of_vmm_lets_first_access_through() {
     let (hand_over, handed_over) = channel();
     let options = GateOptions::new().publish_by(move |publication| {
         let _ = hand_over.send(publication);

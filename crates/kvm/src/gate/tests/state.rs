@@ -62,7 +62,7 @@ fn vcpu_restore_in_other_vm_keeps_registers_and_pins() {
 
 /// The first vCPU chooses the variant. A later vCPU that has another processor is an error.
 #[test]
-fn first_vcpu_chooses_variant() {
+fn cpuid_of_first_vcpu_chooses_variant_of_program() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -114,7 +114,7 @@ fn first_vcpu_chooses_variant() {
 }
 
 #[test]
-fn install_refuses_every_access_before_variant_is_chosen() {
+fn filter_of_install_denies_every_access_before_variant_is_chosen() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -155,7 +155,7 @@ fn gate_new_rejects_missing_guest_memory_and_too_many_registers() {
 
 /// If a replacement is refused before it reaches the kernel, the old program stays in force.
 #[test]
-fn replace_refused_before_kernel_is_asked_changes_nothing() {
+fn replace_refused_before_kernel_gets_filter_keeps_old_program() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };

@@ -272,10 +272,10 @@ impl Guest {
     }
 }
 
-/// Returns the outcome of an `op` that raised no #GP. `after` has the registers that it left.
+/// Returns the outcome of an `op` that raised no #GP. `after` has the values of the registers after `op`.
 ///
 /// # Errors
-/// Returns [`GuestError::Registers`] if `op` cannot have left these registers.
+/// Returns [`GuestError::Registers`] if the registers cannot have these values after `op`.
 pub(crate) fn went_through(
     step: StepAt,
     op: Op,

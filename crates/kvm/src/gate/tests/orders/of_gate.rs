@@ -216,7 +216,7 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
 /// If a VMM makes a new `VcpuGate` for each exit, and never resets it, the `VcpuGate` answers nothing: it
 /// would not know the vCPU's pins.
 #[test]
-fn new_vcpu_gate_without_reset_answers_nothing() {
+fn new_vcpu_gate_without_reset_answers_no_exit() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let mut vcpu = machine.vcpus.remove(0);
         let script = [Write(LSTAR, 0x1000), Write(LSTAR, 0x2000), Read(LSTAR)];
@@ -253,7 +253,7 @@ fn second_reader_of_events_is_an_error_until_first_is_dropped() {
 /// If the reader comes late, it gets the events that fit the queue, in order, and the number of events that
 /// did not fit.
 #[test]
-fn late_reader_gets_queued_events_and_drop_count() {
+fn late_reader_of_events_gets_queued_events_and_number_of_dropped_ones() {
     let events = crate::gate::events::EventOptions {
         queue: 3,
         ..Default::default()

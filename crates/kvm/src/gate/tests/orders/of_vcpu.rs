@@ -477,7 +477,7 @@ fn finish_of_handler_request_after_vcpu_reset_or_second_answer_is_refused_as_sta
 /// If the VMM does not call `answer`, the kernel completes the exit as if the access had succeeded (S5.4): a
 /// read returns 0, and a write changes no register. Until the vCPU runs again, `save` is an error.
 #[test]
-fn unanswered_exit_reads_zero_and_writes_nothing() {
+fn access_whose_exit_vmm_never_answers_reads_zero_or_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let script = [Read(SPARE), Write(LSTAR, 0x1000), Read(LSTAR)];

@@ -13,7 +13,7 @@ use crate::probe::HostCaps;
 /// After a refused replacement the gate still knows its first accesses. The filter still lets these
 /// accesses through, and the mask of exit reasons is as before.
 #[test]
-fn refused_replace_keeps_letting_first_accesses_through() {
+fn refused_replace_keeps_filter_open_for_earlier_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&first(), 1, |machine, script| {
@@ -91,7 +91,7 @@ fn refused_replace_keeps_mask_of_exit_reasons() {
 
 /// Events keep the name of their policy file after any number of refused programs.
 #[test]
-fn refused_replace_keeps_file_name_of_events() {
+fn refused_replace_keeps_policy_file_name_in_later_events() {
     on_each(&old(), 1, |machine, script| {
         script.refuse(40);
         for number in 0..40 {
@@ -114,7 +114,7 @@ fn refused_replace_keeps_file_name_of_events() {
 /// If the kernel refuses a filter of the publisher, that is an error for the program in force. The next
 /// program starts without that error.
 #[test]
-fn next_program_does_not_inherit_error_of_publisher() {
+fn next_program_starts_without_publisher_error_of_old_program() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     let first = || policy("default = 'allow'\nlog = 'first'", "");
     on_each(&audit(), 1, |machine, script| {

@@ -101,7 +101,7 @@ fn refused_replace_keeps_state_of_every_vcpu() {
 }
 
 #[test]
-fn refused_replace_keeps_effect_of_reset_and_msr_set_by_host() {
+fn refused_replace_keeps_effect_of_vcpu_reset_and_msr_set_by_host() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
@@ -239,7 +239,7 @@ fn revision<G: TestGuest>(vcpu: &mut Vcpu<G>) -> Option<u32> {
 }
 
 #[test]
-fn refused_replace_keeps_device_of_old_program() {
+fn refused_replace_keeps_microcode_device_of_old_program() {
     on_each(&microcode("0x10"), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
