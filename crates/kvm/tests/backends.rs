@@ -1,5 +1,5 @@
-//! Tests of what holds on every backend, through the public interface: each test runs on the model and on a
-//! real KVM. `msrgate doctor` tests the numbered statements on a host.
+//! Tests of the behaviour that every backend must have, through the public interface: each test runs on the
+//! model and on a real KVM. `msrgate doctor` tests the numbered statements on a host.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, Register,

@@ -147,7 +147,7 @@ pub enum Copied {
 /// A function of the VMM's that makes a device for a vCPU.
 pub(super) type MakeDevice = Arc<dyn Fn(VcpuId) -> Box<dyn Device> + Send + Sync>;
 
-/// The [`DeviceContext`] that a device gets: the vCPU, by its port, and the VM's memory.
+/// The [`DeviceContext`] that the gate passes to a device: the vCPU, by a port, and the VM's memory.
 pub(super) struct Through<'a, P> {
     pub(super) port: &'a mut P,
     pub(super) memory: Option<&'a dyn GuestMemory>,

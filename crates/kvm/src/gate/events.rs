@@ -1,8 +1,8 @@
-//! The gate's record of accesses: events, in a bounded queue for each vCPU, and counters.
+//! The gate's record of accesses: events in a bounded queue for each vCPU, and counters of accesses by kind.
 //!
 //! A vCPU puts its events into its own queue and goes on; an event that does not fit is counted. A
-//! reader takes the events out and passes them to [sinks](Sink). Each queue keeps a slot for the event
-//! of a kill, so that a guest cannot hide the kill by earlier events.
+//! reader takes the events out and passes them to [sinks](Sink). Each queue keeps a slot for the event of an
+//! access that the policy kills, so that a guest cannot hide that access by earlier events.
 
 mod counters;
 mod event;

@@ -38,8 +38,8 @@ impl Kind {
         }
     }
 
-    /// The first of a table's `N` places at which the kind may be. It is found by Fibonacci hashing: the
-    /// top bits of the product with 2^64 divided by the golden ratio.
+    /// The first of a table's `N` places at which the kind may be. The place is found by Fibonacci hashing:
+    /// the top bits of the product with 2^64 divided by the golden ratio.
     #[inline]
     pub(in crate::gate) const fn home<const N: usize>(self) -> usize {
         const { assert!(N.is_power_of_two() && N > 1) };

@@ -25,7 +25,7 @@ use crate::sys::calls::{Level, Taken};
 /// An invalid file descriptor: every call to the real kernel on this file descriptor fails.
 const NOWHERE: i32 = -1;
 
-/// A vCPU on paper, without a kernel: only its shared page is real.
+/// A vCPU on paper: its shared page is real, but no kernel is behind it.
 pub struct PaperVcpu {
     page: Box<kvm_run>,
 }

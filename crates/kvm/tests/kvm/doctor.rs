@@ -7,7 +7,7 @@ use msrgate_kvm::{IgnoreMsrs, UnknownBits};
 
 use msrgate_testing::host::{host, say};
 
-/// Checks that the statement of this number holds on this host.
+/// Checks that the numbered statement about KVM holds on this host.
 fn holds(number: &str) {
     if let Some(finding) = measure(number) {
         assert_eq!(finding, Finding::Holds, "{number}");

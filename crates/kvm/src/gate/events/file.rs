@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// [`Write::write`] takes whole lines, and is one `write` to the end of the file (`O_APPEND`). So several
 /// VMMs may write to one file, and if a VMM is killed, at most its last line is cut.
 ///
-/// If a kill has cut a line, the next process that opens the file ends that line first. If a full disk has
-/// cut a line, the next write ends that line first. If another process is writing a line while this process
-/// opens the file, that line looks cut, too: an empty line may then follow it, which readers of JSON lines
-/// skip.
+/// If a line was cut because its writer was killed, the next process that opens the file ends that line
+/// first. If a full disk has cut a line, the next write ends that line first. If another process is writing
+/// a line while this process opens the file, that line looks cut, too: an empty line may then follow it,
+/// which readers of JSON lines skip.
 ///
 /// For logrotate: its `postrotate` script makes the VMM call the file's [`Reopener`].
 ///

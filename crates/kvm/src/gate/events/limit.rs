@@ -14,7 +14,8 @@ const PLACES: usize = 64;
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
-    /// The counter of all kills. No other event shares it, so a guest cannot hide a kill by other events.
+    /// The counter of the events of all kills. No other event shares it, so a guest cannot hide a kill by
+    /// other events.
     kills: Place,
 }
 
@@ -22,7 +23,7 @@ pub(in crate::gate) struct Limit {
 struct Place {
     began: u64,
     count: u32,
-    /// The number of events that were held back since the last event that passed.
+    /// The number of events that were held back since the last event that went into the queue.
     held_back: u32,
 }
 

@@ -1,15 +1,15 @@
 //! A bounded queue from one vCPU to one reader, made of atomic words. It uses no lock, allocates nothing
 //! after it is made, and never waits.
 //!
-//! An entry that does not fit is dropped and counted. One slot is kept for an entry that earlier ones
-//! must not crowd out.
+//! An entry that does not fit is dropped and counted. One slot is kept for an important entry, which must
+//! find room even if other entries have filled the queue.
 
 use crate::gate::sync::{AtomicU64, Ordering};
 
 /// The number of 64-bit words in an entry of a queue.
 pub(super) const WORDS: usize = 10;
 
-/// One entry.
+/// One entry of a queue, which encodes an event.
 pub(super) type Entry = [u64; WORDS];
 
 /// The slots of a ring that an entry may take.

@@ -1,4 +1,5 @@
-//! Tests of a filter and a mask that the VMM has beside those of the policy, and of the watcher.
+//! Tests of a filter and a mask that the VMM itself sets in addition to those of the policy, and of the
+//! watcher.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,8 +48,9 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
     });
 }
 
-/// If the gate let a first access through before the VMM changed its own filter, it lets the access
-/// through afterwards, too. An access that the VMM's filter denies does not wait for the publisher.
+/// If the gate has opened its filter for a first access before the VMM changes the VMM's own filter, the
+/// gate's filter is open for that access afterwards, too. An access that the VMM's filter denies does not
+/// wait for the publisher.
 #[test]
 fn filter_open_for_first_access_stays_open_after_vmm_sets_own_filter() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -103,8 +105,9 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     }
 }
 
-/// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
-/// does: one of them is answered, and one waits, too.
+/// An access waits for its filter, and in the meantime the guest is idle and makes other accesses, as an
+/// interrupt handler does: the gate answers one of these, and the other one waits, too. The watcher is told
+/// once of each.
 #[test]
 fn watcher_is_told_once_of_access_whose_wait_for_filter_is_interrupted() {
     let program = policy(

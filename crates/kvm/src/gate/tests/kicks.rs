@@ -226,8 +226,8 @@ fn byte(address: usize) -> &'static AtomicU8 {
     crate::gate::port::shared_byte(address)
 }
 
-/// Signals that come at any moment of a rewind interrupt system calls of the gate, or the guest. They change
-/// nothing else.
+/// Signals that come at any moment of a rewind interrupt system calls of the gate, or the guest, but each
+/// access still gets its result.
 #[test]
 fn rewind_interrupted_by_signals_is_complete() {
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
@@ -271,9 +271,8 @@ fn save_of_vcpu_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`. The VMM itself completes such an
-/// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of
-/// `kvm_run`.
+/// If the last exit is not an MSR exit, `save` does not call `KVM_RUN`. The VMM itself completes such an
+/// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of `kvm_run`.
 #[test]
 fn save_does_not_complete_exit_that_is_no_msr_exit() {
     let Some(mut machine) = value_machine() else {
@@ -288,8 +287,8 @@ fn save_does_not_complete_exit_that_is_no_msr_exit() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// If a debugger steps the vCPU, `save` succeeds. `kvm_run` still holds the debug exit that reports
-/// the step.
+/// If a debugger steps the vCPU, `save` completes the access and succeeds. Afterwards `kvm_run` holds the
+/// debug exit that reports the step over that access.
 #[test]
 fn save_of_stepped_vcpu_succeeds_and_puts_debug_exit_into_kvm_run() {
     let Some(mut machine) = value_machine() else {
@@ -415,8 +414,8 @@ fn vcpu_reset_makes_kvm_forget_unanswered_first_exit() {
     assert_eq!(vcpu.guest.registers().unwrap(), before);
 }
 
-/// If a snapshot is restored over a vCPU that has run, as a fuzzer of guests does, the vCPU's pending exit
-/// is gone.
+/// If a snapshot is restored on a vCPU that has run, as a fuzzer of guests does, KVM forgets the vCPU's
+/// pending exit.
 #[test]
 fn vcpu_restore_makes_kvm_forget_pending_exit() {
     let Some(mut machine) = value_machine() else {

@@ -182,7 +182,7 @@ impl TestGuest for AnyGuest {
     }
 }
 
-/// A VM with some vCPUs, its gate, and their `VcpuGate`s.
+/// A VM with some vCPUs, the VM's gate, and the vCPUs' `VcpuGate`s.
 pub(super) struct Machine<G = Guest> {
     pub(super) gate: Arc<Gate>,
     pub(super) vcpus: Vec<Vcpu<G>>,

@@ -132,7 +132,7 @@ struct ModelVcpu {
     pending: Pending,
     is_restored: bool,
     level: Level,
-    /// The number of times that the gate asked which guest runs: the VM's own or a nested one.
+    /// The number of times that the gate asked if the VM's own guest or a nested guest runs.
     asked: usize,
 }
 

@@ -1,5 +1,5 @@
-//! Tests of a guest that runs guests, on the model. `crates/kvm/tests/nested` has such tests for a real KVM
-//! with SVM.
+//! Tests of a guest that runs nested guests, on the model. `crates/kvm/tests/nested` has such tests for a
+//! real KVM with SVM.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_policy::Program;

@@ -38,7 +38,8 @@ enum Kernel {
     Panics,
 }
 
-/// The reactions of the kernel to the next filters, in order. The kernel accepts all filters after those.
+/// The reactions of the kernel to the next filters that are set, in order. The kernel accepts all later
+/// filters.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<VecDeque<Next>>>);
 

@@ -13,7 +13,8 @@ use crate::gate::events::EventOptions;
 use crate::gate::{FirstAccess, GateOptions, Publication, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
-/// The first access of a kind comes to the gate and is logged. KVM handles the later ones without the gate.
+/// The first access to an MSR in one direction comes to the gate and is logged. KVM handles the later
+/// accesses of that kind without the gate.
 #[test]
 fn first_access_is_logged_once() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -242,8 +243,9 @@ fn answer_returns_no_error_while_filter_is_widened_for_other_accesses() {
     assert!(machine.first().exits >= touched as usize);
 }
 
-/// The filter is set before the vCPU's thread goes on, as by a publisher that takes its processor. The access that is
-/// refused again and again was refused by another filter each time, so the vCPU's patience does not end.
+/// Each filter is set while the vCPU's thread asks for it, as by a publisher that runs at once on the
+/// processor of that thread. The guest's access is denied again and again for six seconds, but each time by
+/// another filter. So `answer` does not report that the VM has another filter than the gate's.
 #[test]
 fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -264,7 +266,8 @@ fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
     }
 }
 
-/// The gate hands its publications to one thread of the VMM's, and starts none of its own.
+/// If the options say so, the gate hands the filters for first accesses to a thread of the VMM's, and starts
+/// no thread of its own.
 #[test]
 fn filter_set_by_thread_of_vmm_lets_first_access_through() {
     let (hand_over, handed_over) = channel();

@@ -153,7 +153,7 @@ fn gate_new_rejects_missing_guest_memory_and_too_many_registers() {
     assert!(matches!(error, Err(GateError::Responder(_))), "{error:?}");
 }
 
-/// If a replacement is refused before it reaches the kernel, the old program stays in force.
+/// If `replace` refuses a program before it passes a filter to the kernel, the old program stays in force.
 #[test]
 fn replace_refused_before_kernel_gets_filter_keeps_old_program() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
@@ -238,7 +238,7 @@ fn full_event_queue_drops_and_counts_events() {
     assert_eq!(events.drops(), drops);
 }
 
-/// The migration list has every register in all cases in which KVM may hold a value that the guest wrote
+/// The migration list leaves out no register in each case in which KVM may hold a value that the guest wrote
 /// under another program.
 #[test]
 fn migration_list_has_every_register_after_restore_and_before_variant_is_chosen() {

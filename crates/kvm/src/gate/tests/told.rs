@@ -1,4 +1,4 @@
-//! Tests of events if a guest causes a flood of them, or if the VMM does not read them.
+//! Tests of events when a guest causes a flood of events, or when the VMM does not read the events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

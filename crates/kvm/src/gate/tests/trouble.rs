@@ -114,7 +114,8 @@ fn answer_returns_error_after_publisher_panicked() {
     assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
 }
 
-/// A thread of the VMM's that is to set the filters has ended, and drops what it is handed.
+/// If the thread of the VMM's that is to set the filters has ended and drops a publication, an access that
+/// needs another filter is an error.
 #[test]
 fn answer_returns_error_after_publication_was_dropped() {
     let options = GateOptions::new().publish_by(drop);

@@ -18,7 +18,8 @@ fn append_creates_log_file_for_owner_only_and_keeps_mode_of_existing_file() {
     assert_eq!((mode(&old), mode(&new)), (0o640, 0o600));
 }
 
-/// A relative path keeps naming the same file after a daemon has changed its directory.
+/// A log file with a relative path stays the same file after a daemon has changed its directory: the path is
+/// made absolute at once.
 #[test]
 fn append_resolves_relative_path_at_once() {
     let folder = tempfile::tempdir_in(".").unwrap();
@@ -27,7 +28,8 @@ fn append_resolves_relative_path_at_once() {
     assert_eq!(file.path, std::env::current_dir().unwrap().join(relative));
 }
 
-/// A line that a kill has cut stays a broken line of its own: no later line is joined to it.
+/// A line that was cut when SIGKILL ended its writer stays a broken line of its own: no later line is joined
+/// to it.
 #[test]
 fn log_line_cut_by_kill_is_ended_by_next_append() {
     let folder = tempfile::tempdir().unwrap();

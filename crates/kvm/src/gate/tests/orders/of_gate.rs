@@ -213,8 +213,8 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// If a VMM makes a new `VcpuGate` for each exit, and never resets it, the `VcpuGate` answers nothing: it
-/// would not know the vCPU's pins.
+/// If a VMM makes a new `VcpuGate` for each exit, without a reset, the `VcpuGate` answers no exit: it would
+/// not know the vCPU's pins.
 #[test]
 fn new_vcpu_gate_without_reset_answers_no_exit() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {

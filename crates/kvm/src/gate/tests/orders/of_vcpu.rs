@@ -474,8 +474,9 @@ fn finish_of_handler_request_after_vcpu_reset_or_second_answer_is_refused_as_sta
     });
 }
 
-/// If the VMM does not call `answer`, the kernel completes the exit as if the access had succeeded (S5.4): a
-/// read returns 0, and a write changes no register. Until the vCPU runs again, `save` is an error.
+/// If the VMM runs the vCPU without a call of `answer`, the kernel completes the exit as if the access had
+/// succeeded (S5.4): a read returns 0, and a write changes no register. Until the vCPU runs again, `save` is
+/// an error.
 #[test]
 fn access_whose_exit_vmm_never_answers_reads_zero_or_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {

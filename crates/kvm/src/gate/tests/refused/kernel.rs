@@ -1,5 +1,5 @@
-//! Tests of what remains in the kernel after it has refused a filter: the filter, the mask of exit reasons,
-//! and the first accesses. Other tests are of a gate whose first filter is refused.
+//! Tests of what remains in force after the kernel has refused a filter: the old filter, the mask of exit
+//! reasons, and the first accesses. One test is of a gate whose first filter is refused.
 
 use std::sync::Arc;
 
@@ -89,7 +89,8 @@ fn refused_replace_keeps_mask_of_exit_reasons() {
     });
 }
 
-/// Events keep the name of their policy file after any number of refused programs.
+/// After the kernel has refused forty new programs, events under the old program still hold the name of its
+/// policy file.
 #[test]
 fn refused_replace_keeps_policy_file_name_in_later_events() {
     on_each(&old(), 1, |machine, script| {
@@ -111,8 +112,8 @@ fn refused_replace_keeps_policy_file_name_in_later_events() {
     });
 }
 
-/// If the kernel refuses a filter of the publisher, that is an error for the program in force. The next
-/// program starts without that error.
+/// If the kernel refuses a filter that the publisher sets, accesses that need this filter are errors, as
+/// long as the program stays in force. The next program starts without that error.
 #[test]
 fn next_program_starts_without_publisher_error_of_old_program() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");

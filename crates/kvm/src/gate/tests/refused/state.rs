@@ -12,7 +12,7 @@ use super::super::machine::{LSTAR, STAR, Saw, TestGuest, Vcpu, policy};
 use super::{CSTAR, Kernel, NEW, SHARED, SPARE, is_refused, new, old, on_each};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Makes the vCPU write to the registers of the old program.
+/// Makes the vCPU write to the emulated and pinned registers of the old program.
 fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let script = [Write(SPARE, 9), Write(SHARED, 0x11), Write(LSTAR, 0x1000)];
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
