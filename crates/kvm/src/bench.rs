@@ -74,7 +74,8 @@ impl GuestVm {
         self.guest.load(&self.script)
     }
 
-    /// Counts the accesses that completed without a #GP; a read counts only if it returned `value`.
+    /// Returns the number of the script's accesses that completed without a #GP; a read counts only if it
+    /// returned `value`.
     #[must_use]
     pub fn went_through(&self, value: u64) -> usize {
         let is_done = |(number, op): (usize, &Op)| match (self.guest.report(number), op) {

@@ -1,8 +1,8 @@
 //! The filter and the mask that an unmodified VMM sets itself, in addition to those of the gate.
 //!
-//! A library that puts a gate into somebody else's VMM intercepts the VMM's requests for a filter and a
-//! mask, and gives them to the gate. The kernel has one filter and one mask, which combine the VMM's and the
-//! gate's.
+//! A library that puts a gate into an unmodified VMM intercepts the VMM's ioctls that set a filter and a
+//! mask, and passes the filter and the mask to the gate. The kernel has one filter and one mask, which
+//! combine the VMM's and the gate's.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,9 +1,9 @@
 //! The KVM vCPU to which a `VcpuGate` is bound, from the vCPU's first reset on.
 //!
-//! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds it to that
-//! vCPU, by the address of the shared page and by the file descriptor. Each answer compares the page,
-//! and the file descriptor too where a VMM passes the two separately. The first answer after a reset or
-//! a restore checks the CPUID again.
+//! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds the `VcpuGate` to
+//! that vCPU, by the address of the shared page and by the file descriptor. Each answer to an exit compares
+//! the address of the page, and also the file descriptor if the VMM passes page and file descriptor
+//! separately. The first answer after a reset or a restore checks the CPUID again.
 
 use std::os::fd::RawFd;
 
@@ -110,8 +110,8 @@ impl Bound {
         }
     }
 
-    /// Notes that a reset or a restore begins. If it fails, the `VcpuGate` answers no exit until another
-    /// reset or restore succeeds.
+    /// Notes that a reset or a restore begins. If the reset or restore fails, the `VcpuGate` answers no exit
+    /// until another one succeeds.
     pub(super) const fn begin(&mut self) {
         (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }
@@ -128,8 +128,8 @@ impl Bound {
         self.begun != Place::NOWHERE && self.by == Beginning::Restore
     }
 
-    /// The vCPU that this `VcpuGate` is tied to. The first call that resets or restores a vCPU ties it, even
-    /// if that call fails later.
+    /// The vCPU that this `VcpuGate` is tied to. The first call that resets or restores a vCPU ties the
+    /// vCPU, even if that call fails later.
     pub(super) const fn tied_to(&self) -> Option<Place> {
         self.tied
     }

@@ -132,7 +132,7 @@ impl GuestCpuid {
     }
 
     /// Returns the parts of this CPUID that the gate relies on. `asked` lists the feature bits that the gate
-    /// has looked up in it.
+    /// has looked up in this CPUID.
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
@@ -169,8 +169,8 @@ pub(super) struct ReliedOn {
     /// The processor, which chooses the variant.
     cpu: Cpu,
     signature: u32,
-    /// The feature bits that are set in the CPUID. They tell the gate which of KVM's registers it may access
-    /// for the guest.
+    /// The feature bits that are set in the CPUID. By these bits the gate knows which of KVM's registers the
+    /// guest has, so that the gate may access them for the guest.
     bits: Vec<CpuidBit>,
     /// True if the guest may run nested guests. If false, the gate does not check at an exit if a nested
     /// guest runs.

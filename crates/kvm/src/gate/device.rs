@@ -59,7 +59,7 @@ pub trait GuestMemory: Send + Sync {
 /// A VMM adds a device under a name by [`GateOptions::device`](super::GateOptions::device). The gate asks
 /// the device at each access for which the policy names the `handler` of that name.
 pub trait Device: Send {
-    /// Reads the MSR `index`. `None` gives the guest a #GP.
+    /// Reads the MSR `index`. If the result is `None`, the guest gets #GP.
     ///
     /// # Errors
     /// The errno of a call that failed. The guest gets #GP, and the VMM gets the error.
@@ -80,8 +80,8 @@ pub trait Device: Send {
         context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
-    /// Resets the device. The gate calls this when the vCPU is reset, and when the vCPU is restored from a
-    /// state that does not have this device. The vCPU does not run before this returns.
+    /// Resets the device. The gate calls this function when the vCPU is reset, and when the vCPU is restored
+    /// from a state that does not have this device. The vCPU does not run before this function returns.
     ///
     /// # Errors
     /// The errno of a call that failed.
@@ -190,7 +190,7 @@ impl<P: Port> DeviceContext for Through<'_, P> {
 ///
 /// Of the guest's accesses, the device gets only the writes to the MSR that triggers an update. The guest
 /// reads the microcode revision from KVM's register. So the guest's own write of 0 to `IA32_BIOS_SIGN_ID`,
-/// and CPUID, act as without a gate.
+/// and CPUID, have the same effect as without a gate.
 pub(super) struct MicrocodeDevice {
     settings: Microcode,
     cpu: Cpu,

@@ -169,9 +169,9 @@ pub enum AnswerError {
     Gone,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// The policy does not deny the access. But the VMM's own filter denies it, or KVM itself refuses it,
-    /// and the VMM's own mask asks for the exit. The exit is unanswered, as the kernel made it, for the VMM
-    /// to answer. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
+    /// The policy does not deny the access. But the VMM's own filter denies the access, or KVM itself
+    /// refuses it, and the VMM's own mask asks for the exit. The gate has not answered the exit: the VMM has
+    /// to answer it. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
     /// The handler request is of another vCPU, or the exit of the request no longer waits for a reply: the
     /// exit has been answered, KVM has completed it, or a reset has made KVM forget it.
@@ -218,8 +218,8 @@ impl From<VcpuError> for AnswerError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The bytes are not a saved state, or they hold a state that the program cannot take over. Nothing was
-    /// restored.
+    /// The bytes are not a saved state, or they hold a state that the program cannot take over. No part of
+    /// the vCPU's state was restored.
     Restore(RestoreError),
     /// The vCPU's last exit has not been answered: the guest's access is neither done nor refused.
     Unanswered,
@@ -284,7 +284,7 @@ pub enum VcpuError {
         /// The number of the vCPU that was not reset.
         vcpu: VcpuId,
     },
-    /// The vCPU is not the one that was first reset or restored. The vCPU may be of another VM.
+    /// The vCPU is not the one that this `VcpuGate` first reset or restored. The vCPU may be of another VM.
     OtherVcpu {
         /// The number of the vCPU for which the `VcpuGate` was made.
         vcpu: VcpuId,
@@ -294,8 +294,8 @@ pub enum VcpuError {
         /// The number of the vCPU whose CPUID is missing or differs.
         vcpu: VcpuId,
     },
-    /// Another [`VcpuGate`](super::VcpuGate) answers for this KVM vCPU already. Each of the two would
-    /// know only some of the pins that the guest has set.
+    /// Another [`VcpuGate`](super::VcpuGate) answers for this KVM vCPU already. Each of the two `VcpuGate`s
+    /// would know only some of the pins that the guest has set.
     TiedTwice {
         /// The number of the `VcpuGate` whose call is refused.
         vcpu: VcpuId,

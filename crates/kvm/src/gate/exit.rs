@@ -140,7 +140,7 @@ impl Answering {
         }
     }
 
-    /// Answers an exit. The caller has already written #GP as its reply.
+    /// Answers an exit. The caller has already written #GP as the reply to the exit.
     #[inline]
     pub(super) fn answer(
         &mut self,
@@ -227,7 +227,7 @@ impl Answering {
         }
     }
 
-    /// Notes that an exit has come: a new one, or the previous one again.
+    /// Notes that `answer` was called for an exit: a new exit, or the previous one again.
     #[inline]
     pub(super) fn next_exit(&mut self, port: &impl Port) {
         if self.handed_out.is_some() {
@@ -247,8 +247,8 @@ impl Answering {
     }
 
     /// Makes the guest execute the access again, which succeeds once the kernel's filter allows it.
-    /// This is not inlined: inlined, it costs each answer four instructions, for registers that it
-    /// would need.
+    /// The function is not inlined, because inlined it would cost each answer four instructions for the
+    /// registers that it needs.
     #[inline(never)]
     fn let_through(
         &mut self,
@@ -474,9 +474,9 @@ pub(super) fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
 ///
 /// If the kernel refuses the filter of a replacement, the replacement is withdrawn, and the program
 /// before it is in force again. vCPUs that had taken over the new program then get back the state that
-/// only the old program has. Each vCPU sets that state aside when it takes over a program on trial,
-/// until it sees that the program is kept, or takes over another one. One set of state is enough: a
-/// replacement is decided before the next one begins.
+/// only the old program has. Each vCPU sets that state aside when the vCPU takes over a program on trial,
+/// until the vCPU sees that the program is kept, or takes over another program. One set of state is enough:
+/// each replacement is kept or withdrawn before the next one begins.
 pub(super) struct Before {
     pub(super) program: Generation<Responder>,
     pub(super) state: VcpuState,
@@ -485,7 +485,7 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// Resets the state that was set aside, because the vCPU is reset under the next program.
+    /// Resets the state that was set aside, because the vCPU is reset while the next program is in force.
     pub(super) fn reset(&mut self) {
         self.state.reset(&self.program.thing);
         // A new device starts at the revision of its program.

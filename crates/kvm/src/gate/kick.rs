@@ -4,12 +4,13 @@
 //! A VMM kicks a vCPU by writing a value other than 0, from any thread or a signal handler, and waits
 //! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6) a gate needs
 //! the same byte. The gate takes the byte by a swap and gives it back by a compare-and-swap, never by a
-//! plain store. So a kick before, between or after the two is still there for the VMM's next `KVM_RUN`.
+//! plain store. So a kick before, between or after these two operations is still in the byte for the VMM's
+//! next `KVM_RUN`.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The value that the gate writes to the byte. A VMM writes other values, so the gate can tell if a kick
-/// came in between. Every kernel treats all values other than 0 alike.
+/// came while the gate had borrowed the byte. Every kernel treats all values other than 0 alike.
 const OURS: u8 = 0x80;
 
 /// A byte that several threads access atomically. Tests under loom use loom's own type for it.
@@ -36,7 +37,8 @@ pub(super) struct Borrowed {
     before: u8,
 }
 
-/// Makes the next `KVM_RUN` of this thread return before it enters the guest.
+/// Borrows the byte from the VMM, so that the next `KVM_RUN` of this thread returns before it enters the
+/// guest.
 pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
     Borrowed {
         before: flag.swap(OURS),

@@ -53,8 +53,8 @@ impl Kind {
     }
 }
 
-/// A table of kinds with `N` places. Each kind is at its home place or at one of the places after it. Any
-/// thread may search and add.
+/// A table of kinds with `N` places. Each kind is at its home place, which a hash gives, or at one of the
+/// places after that one. Any thread may search and add.
 pub(in crate::gate) struct Kinds<const N: usize>(Box<[AtomicU64]>);
 
 /// The result of a search for a kind.
@@ -106,8 +106,9 @@ impl<const N: usize> Kinds<N> {
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Removes the kinds for which `is_kept` is false. A kind that stays may be added a second time, if its
-    /// place comes after that of a removed kind, or if another thread searches for it at the same time.
+    /// Removes the kinds for which `is_kept` is false. A kind that stays may later be added a second time,
+    /// if its place comes after that of a removed kind, or if another thread searches for it at the same
+    /// time.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);

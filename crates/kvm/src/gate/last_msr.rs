@@ -16,7 +16,7 @@ use super::port::Port;
 
 impl Answering {
     /// Handles an access to MSR 0xffffffff that the policy allows, as the VMM's own filter and mask ask.
-    /// Returns `None` if they let the access through.
+    /// Returns `None` if the VMM's filter and mask let the access through.
     #[cold]
     #[inline(never)]
     pub(super) fn last_msr(

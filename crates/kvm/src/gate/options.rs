@@ -94,8 +94,8 @@ impl GateOptions {
         missing.map(Box::from)
     }
 
-    /// Sets a watcher, to which the gate passes each of its answers before it gives the answer. From then on
-    /// each access that the policy denies comes to the gate, even if the policy logs no access.
+    /// Sets a watcher, to which the gate passes each of its answers before it gives the answer. With a
+    /// watcher, each access that the policy denies comes to the gate, even if the policy logs no access.
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);
@@ -105,8 +105,8 @@ impl GateOptions {
     /// Has a thread of the VMM's set the filters that first accesses ask for, in place of a thread of the gate's
     /// own. The gate calls `hand_over` on the thread of a vCPU, while the gate holds locks of its own: the
     /// function must not set the filter itself, but hand the publication to another thread, which calls
-    /// [`Publication::set`] soon. The vCPU executes its access again and again until then. A VMM with many
-    /// VMs needs one thread for all of them.
+    /// [`Publication::set`] soon. Until the filter is set, the vCPU executes its access again and again. A
+    /// VMM with many VMs needs only one such thread for all VMs.
     #[must_use]
     pub fn publish_by(mut self, hand_over: impl Fn(Publication) + Send + Sync + 'static) -> Self {
         self.publish_by = Some(Arc::new(hand_over));

@@ -37,7 +37,7 @@ struct State {
 pub(super) enum Closed {
     /// The kernel refused a filter. A program that is put in force later starts without this error.
     Refused(CallErrno),
-    /// The publisher has ended: its gate has been dropped, or it panicked.
+    /// The publisher has ended: its gate has been dropped, or the publisher panicked.
     Over,
 }
 
@@ -49,8 +49,8 @@ pub(super) struct Wanted {
     pub(super) waiting: Vec<(MsrIndex, Access)>,
 }
 
-/// The largest number of accesses that the filter is opened for. If there are more, the filter is closed
-/// again, except for the accesses for which vCPUs wait.
+/// The largest number of accesses that the filter is opened for. If more accesses are requested, the filter
+/// is closed again for all accesses except those for which vCPUs wait.
 const MOST: usize = 4096;
 
 /// The state of a request for the publisher.
@@ -137,7 +137,7 @@ impl PassRequests {
     }
 
     /// Tells if the kernel has the filter that lets all requested accesses through. If the kernel still
-    /// refuses one of them, something other than the gate has set another filter.
+    /// refuses a requested access, something other than the gate has set another filter.
     pub(super) fn is_settled(&self) -> bool {
         // The order matters: `making` counts a filter before the requests for it are taken.
         !self.is_waiting() && self.making.load(Ordering::Acquire) == 0
@@ -149,15 +149,16 @@ impl PassRequests {
         Making(self)
     }
 
-    /// Takes the requests; `None` if there are none, or if the publisher has ended. The caller holds the lock of `Control`, so that
-    /// the requests are of the program in force.
+    /// Takes all requests for the publisher; `None` if there are no requests, or if the publisher has ended.
+    /// The caller holds the lock of `Control`, so that the requests are of the program in force.
     pub(super) fn take(&self) -> Option<Wanted> {
         let mut state = self.lock();
         let is_over = state.closed == Some(Closed::Over);
         (!state.waiting.is_empty() && !is_over).then(|| state.take())
     }
 
-    /// Forgets all accesses but these, because a filter that is open for all of them does not fit.
+    /// Forgets all requested accesses but these, because a filter that is open for all requested accesses
+    /// needs too many ranges.
     pub(super) fn keep_only(&self, accesses: &[(MsrIndex, Access)]) {
         let mut state = self.lock();
         // The next filter is also open for the accesses that were requested in the meantime.
@@ -218,7 +219,7 @@ impl PassRequests {
 }
 
 /// The trial of a program, which lasts until the kernel has accepted its filter. If the trial is dropped
-/// before that, the previous program's requests are back.
+/// before that, the requests under the previous program are restored.
 pub(super) struct PassTrial<'o> {
     opened: &'o PassRequests,
     before: Option<State>,
@@ -331,7 +332,8 @@ mod tests {
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
 
-    /// `is_settled` is false while a request waits, while a filter is being set, and while a trial goes on.
+    /// `is_settled` is false while a request waits, while a filter is being set, and while a program is on
+    /// trial.
     #[test]
     fn pass_requests_are_not_settled_until_requested_filter_is_set() {
         let opened = PassRequests::default();
@@ -349,8 +351,8 @@ mod tests {
         assert!(opened.is_settled());
     }
 
-    /// A request that was made before a trial is back after the trial is withdrawn, and wakes the publisher
-    /// from `wait`.
+    /// A request that was made before the trial of a program is restored when the trial is withdrawn, and
+    /// then wakes the publisher from `wait`.
     #[test]
     fn publisher_wakes_for_earlier_request_once_trial_of_program_is_withdrawn() {
         let opened = Arc::new(PassRequests::default());
@@ -366,8 +368,8 @@ mod tests {
         assert_eq!(late, Ok(Some(())));
     }
 
-    /// If a trial is withdrawn, because the kernel refused the program's filter, the previous program's
-    /// accesses are open again.
+    /// If the trial of a program is withdrawn, because the kernel refused the program's filter, the list of
+    /// accesses for which the filter is open is again the one of the previous program.
     #[test]
     fn withdrawn_trial_of_program_restores_list_of_opened_accesses() {
         let opened = PassRequests::default();

@@ -12,7 +12,7 @@ use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// A value that is in force, such as a program, and the number of its generation.
 pub(super) struct Published<T> {
-    /// The number of the generation in force. It changes only under the lock.
+    /// The number of the generation in force. This number changes only under the lock.
     ///
     /// Relaxed: a reader gets the value itself under the lock. A vCPU whose access the kernel refused
     /// by a new filter must see the number that was stored before that filter was set. The kernel's own
@@ -51,8 +51,8 @@ impl<T> Generation<T> {
         }
     }
 
-    /// Tells if this generation was withdrawn. The result is certain for a caller that has since got
-    /// another generation from [`Published::newer_than`].
+    /// Tells if this generation was withdrawn. The result may be outdated, unless the caller has got another
+    /// generation from [`Published::newer_than`] after this one.
     pub(super) fn is_withdrawn(&self) -> bool {
         // Relaxed: this generation was marked as withdrawn before the other generation came into force, and
         // the caller got the other generation under the lock.
@@ -89,8 +89,9 @@ impl<T> Published<T> {
         }
     }
 
-    /// Puts another value in force, at least until its trial ends. A vCPU that calls [`Self::newer_than`]
-    /// after this has returned gets that value or a later one. There is one trial at a time.
+    /// Puts another value in force; if the trial of that value is not kept, the previous value comes back. A
+    /// vCPU that calls [`Self::newer_than`] after this function has returned gets that value or a later one.
+    /// There is one trial at a time.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,8 +172,8 @@ mod model {
     use super::*;
 
     /// Two threads each replace the value, and a vCPU follows. The vCPU sees each of the three values whole.
-    /// It never sees an older value after a newer one, and it sees the last one once both replacements have
-    /// ended.
+    /// The vCPU never sees an older value after a newer one, and it sees the last value once both
+    /// replacements have ended.
     #[test]
     fn vcpu_never_returns_to_older_program_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
@@ -223,8 +224,8 @@ mod model {
         });
     }
 
-    /// During a trial, a vCPU finds either the value on trial or the value before it, each under its own
-    /// number. Once the trial is withdrawn, the vCPU finds the value before it, and sees that the value on
+    /// During a trial, a vCPU finds either the value on trial or the previous value, each under its own
+    /// number. Once the trial is withdrawn, the vCPU finds the previous value, and sees that the value on
     /// trial was withdrawn.
     #[test]
     fn vcpu_sees_that_program_on_trial_was_withdrawn() {

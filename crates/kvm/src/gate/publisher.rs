@@ -1,10 +1,10 @@
 //! The publisher: the thread that sets a more open filter when a guest makes the first access
 //! of a kind that the policy allows and only wants to see.
 //!
-//! A vCPU asks the publisher, rewinds its access, and the guest tries again. The vCPU does not wait
-//! until the call that sets the filter returns, which takes the kernel a grace period: the new filter
-//! is in force long before that (S7). Each VM has one publisher, so that filters are set in the order
-//! in which they were made.
+//! The vCPU's thread asks the publisher for such a filter and rewinds the access, so that the guest executes
+//! it again. The vCPU does not wait until the ioctl that sets the filter returns, which takes a grace period
+//! of the kernel: the new filter is in force long before that (S7). Each VM has one publisher, so that
+//! filters are set in the order in which they were made.
 //!
 //! A VMM may have a thread of its own do this work, by [`GateOptions::publish_by`](super::GateOptions::publish_by):
 //! the gate then hands it [`Publication`]s, and starts no thread.

@@ -183,7 +183,7 @@ mod tests {
 
     /// The timer of a vCPU's rewinds starts anew after a pause, and under another program. A guest that is
     /// mostly idle and accesses one register may come to the gate only after each replacement of the
-    /// program, and that does not mean that another filter than the gate's is in force.
+    /// program. That is no sign that another filter than the gate's is in force.
     #[test]
     fn pause_or_other_program_restarts_rewind_timer() {
         let start = Instant::now();

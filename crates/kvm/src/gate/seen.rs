@@ -100,7 +100,8 @@ mod tests {
         assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }
 
-    /// If several threads touch the same access, exactly one of them is told that the access is the first.
+    /// If several threads note the same access at once, `touch` reports the access as the first one to
+    /// exactly one of them.
     #[test]
     fn concurrent_equal_accesses_are_first_for_one_thread_only() {
         let seen = Seen::new();

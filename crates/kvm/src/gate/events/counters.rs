@@ -1,5 +1,5 @@
-//! The counters of one vCPU: the number of its accesses by kind. They are lock-free and take a fixed amount
-//! of memory.
+//! The counters of one vCPU: the number of its accesses by kind. The counters are lock-free and take a fixed
+//! amount of memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,9 +12,10 @@ use crate::gate::kinds::{Found, Kind, Kinds};
 /// the accesses of all other kinds.
 const SLOTS: usize = 256;
 
-/// The counters of one vCPU. Only that vCPU writes them.
+/// The counters of one vCPU. Only the thread of that vCPU writes the counters.
 pub(in crate::gate) struct Counters {
-    /// The kinds that have a counter. The tag of a kind is the number of its disposition.
+    /// The kinds that have a counter. A kind is an MSR, a direction, and as its tag the number of a
+    /// disposition.
     kinds: Kinds<SLOTS>,
     counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
@@ -72,7 +73,7 @@ impl Counters {
     }
 }
 
-/// Adds one to a counter. Only one thread writes it, so no atomic read-modify-write is needed.
+/// Adds one to a counter. Only one thread writes the counter, so no atomic read-modify-write is needed.
 pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }

@@ -57,8 +57,8 @@ pub struct Event {
     pub file: Option<Box<str>>,
     /// The digest of the program that decided the access.
     pub digest: Digest,
-    /// The number of events of this kind just before this one that the limit held back. The limit may count
-    /// several kinds by one counter; this is then the number of all of them. The total is in
+    /// The number of events of this kind just before this one that the limit held back. If several kinds
+    /// share one counter of the limit, this is the number of events of all these kinds. The total is in
     /// [`VcpuDrops`](super::VcpuDrops).
     pub held_back: u32,
 }

@@ -9,13 +9,13 @@ use crate::gate::kinds::Kind;
 /// The number of counters of a limit. Kinds of events that hash to the same counter share one limit.
 const PLACES: usize = 64;
 
-/// The limit of one vCPU on its events: for each kind, a number of events in a second. A kind's second
-/// begins with its first event.
+/// The limit of one vCPU on its events: for each kind, a number of events in a second. For each kind, the
+/// second begins with the first event of that kind.
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
-    /// The counter of the events of all kills. No other event shares it, so a guest cannot hide a kill by
-    /// other events.
+    /// The counter of the events of all kills. Events of other accesses do not share this counter, so a
+    /// guest cannot hide a kill by them.
     kills: Place,
 }
 

@@ -19,7 +19,7 @@ pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
-    /// The number of events that the limit has held back. The vCPU writes it.
+    /// The number of events that the limit has held back. Only the thread of the vCPU changes this number.
     held_back: AtomicU64,
 }
 
@@ -102,7 +102,7 @@ const PROGRAMS: usize = 16;
 
 impl VcpuLogs {
     /// Makes a log for a vCPU, with a queue of `queue` events. This function also removes the logs of vCPUs
-    /// that are gone, since there may be no reader that does so.
+    /// whose `VcpuGate`s were dropped, since there may be no reader that removes them.
     pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<VcpuLog> {
         let log = Arc::new(VcpuLog {
             id,
@@ -149,8 +149,9 @@ impl VcpuLogs {
         }
     }
 
-    /// Removes the logs of vCPUs that are gone, and keeps their counts. It removes each such log whose queue
-    /// is empty. Of those with unread events it keeps the newest `most`, and removes the others.
+    /// Removes the logs of vCPUs that are gone, and keeps their counts. The function removes the logs whose
+    /// queues are empty. Of the logs with unread events it keeps the newest `most`, and removes the older
+    /// ones.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,
@@ -218,7 +219,7 @@ pub struct VcpuDrops {
     /// The vCPU whose events were lost.
     pub vcpu: VcpuId,
     /// The number of events that did not fit the queue. Of the vCPUs whose `VcpuGate` was dropped, only the
-    /// newest sixteen keep their unread events. The unread events of the others are counted here.
+    /// newest sixteen keep their unread events. The unread events of older ones are lost and counted here.
     pub dropped: u64,
     /// The number of events that the limit of [`EventOptions::per_second`](super::EventOptions::per_second)
     /// held back. The number includes events that a later event reports in
@@ -263,8 +264,8 @@ impl Events {
         })
     }
 
-    /// Takes all events out of the queues and passes them to `each`. The events of each vCPU come in their
-    /// order.
+    /// Takes all events out of the queues and passes them to `each`. The events of each vCPU are passed in
+    /// the order in which they happened.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
         let (logs, programs) = {
             let live = self.logs.lock();

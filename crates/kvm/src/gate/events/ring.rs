@@ -1,5 +1,5 @@
-//! A bounded queue from one vCPU to one reader, made of atomic words. It uses no lock, allocates nothing
-//! after it is made, and never waits.
+//! A bounded queue from one vCPU to one reader, made of atomic words. The queue uses no lock, allocates no
+//! memory after it is made, and never waits.
 //!
 //! An entry that does not fit is dropped and counted. One slot is kept for an important entry, which must
 //! find room even if other entries have filled the queue.
@@ -126,8 +126,8 @@ mod tests {
         assert_eq!(ring.take(), Some([9; WORDS]));
     }
 
-    /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. This
-    /// holds each time that the ring is filled.
+    /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. The
+    /// ring behaves so each time that it is filled.
     #[test]
     fn kept_slot_takes_one_entry_when_ring_is_full() {
         for capacity in 0..4_u64 {

@@ -21,8 +21,8 @@ use crate::errno::CallErrno;
 /// nothing: the signal only has to interrupt the system call.
 const SIGNAL: c_int = 7;
 
-/// The interval at which the timer repeats the signal. One signal is not enough: it may arrive just before
-/// the system call that it has to interrupt.
+/// The interval at which the timer repeats the signal. One signal is not enough, because it may arrive just
+/// before the system call that it has to interrupt.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// A running timer, which stops when it is dropped.
