@@ -2,11 +2,11 @@
 //!
 //! [`measure`](measure()) makes three passes over the same accesses, in one VM:
 //!
-//! 1. *baseline*: no filter. It finds the value that each MSR reads as, and the accesses that KVM itself
-//!    refuses.
+//! 1. *baseline*: no filter. This pass finds the value that each MSR reads as, and the accesses that KVM
+//!    itself refuses.
 //! 2. [`Pass::Exits`]: the filter, and exits for every reason. A denied access exits with reason FILTER;
 //!    an allowed access never does.
-//! 3. [`Pass::Faults`]: the filter, and no exits. A denied access is a #GP at its instruction.
+//! 3. [`Pass::Faults`]: the filter, and no exits. A denied access raises #GP at the RDMSR or WRMSR.
 
 mod backend;
 mod doctor;
@@ -53,8 +53,8 @@ pub struct Case {
 /// The effect that a write has, apart from storing its value. A read has no effect that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
-    /// The write only stores its value. So a test may write back the value that it has read: nothing
-    /// changes.
+    /// The write only stores its value. So the measurement may write back the value that it has read: the
+    /// write changes nothing.
     StoresOnly,
     /// The write has an effect at once. So the measurement makes no such write where the filter allows it.
     ActsAtOnce,

@@ -202,7 +202,7 @@ impl HostCaps {
         }
     }
 
-    /// Describes a host that supports everything, for tests on the model. The function asks no KVM.
+    /// Describes a host that supports everything, for tests on the model. The function makes no call to KVM.
     #[cfg(any(test, feature = "bench"))]
     pub(crate) fn on_paper() -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! Writers of JSON lines that SIGKILL ends in the middle of a write.
 //!
-//! This program runs itself again as the writer. Most of its lines are longer than a page, so the kernel
-//! writes some of them only in part.
+//! This test program runs itself again as the writer. Most lines that it writes are longer than a page, so
+//! the kernel writes some of them only in part.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,7 +19,7 @@ use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Digest, Origin};
 use serde_json::Value;
 
-/// The environment variable that makes a process a writer. Its value is the writer's number.
+/// The environment variable that makes a process a writer. The variable's value is the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
 /// Two environment variables for the writer: the path of its file, and the number of lines after which
 /// it ends.

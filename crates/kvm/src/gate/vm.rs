@@ -32,8 +32,8 @@ pub(super) struct KvmVm {
     has_nested_state: bool,
 }
 
-/// The VMs of this process that have a gate. A VM may have only one, since each gate sets filters as if it
-/// were the only one.
+/// The VMs of this process that have a gate. A VM may have only one gate, since each gate sets filters as if
+/// it were the VM's only gate.
 static GUARDED: PerProcess<Mutex<Vec<Weak<OwnedFd>>>> = PerProcess::new();
 
 impl KvmVm {

@@ -1,4 +1,4 @@
-//! A watcher that is told of each answer, on the vCPU's own thread.
+//! The watcher of a gate: on the vCPU's own thread, the gate passes each of its answers to it.
 
 use msrgate_filter::Exit;
 use msrgate_program::Origin;
@@ -22,8 +22,8 @@ pub struct Told {
 
 /// A watcher of all answers of a gate: see [`GateOptions::watcher`](super::GateOptions::watcher).
 pub trait Watcher: Send + Sync {
-    /// Notes an answer that the gate is about to give. The gate calls this on the vCPU's thread, which a
-    /// VMM's seccomp rules may forbid every system call. The gate tells of an access once, even if the guest
-    /// executes the access again while it waits for the kernel's filter to open.
+    /// Notes an answer that the gate is about to give. The gate calls this function on the vCPU's thread, to
+    /// which a VMM's seccomp rules may forbid every system call. The gate calls it once for each access,
+    /// even if the guest executes the access several times until the kernel's filter is open for it.
     fn told(&self, told: &Told);
 }

@@ -1,5 +1,5 @@
-//! The numbered statements of `docs/kvm-semantics.md`, measured on this host. Each is tried in a VM of its
-//! own, by an ioctl or with the built-in guest.
+//! The numbered statements of `docs/kvm-semantics.md`, measured on this host. Each statement is tried in a
+//! VM of its own, by an ioctl or with the built-in guest.
 
 mod decision;
 mod exits;
@@ -34,7 +34,7 @@ pub enum Finding {
     Holds,
     /// The host does not behave as the statement says.
     Differs {
-        /// The behaviour that was observed, followed by the expected behaviour if that is short.
+        /// The behaviour that was observed, followed by the expected behaviour if its description is short.
         seen: String,
     },
     /// No ioctl and no built-in guest can show if the statement holds. `why` says if that is so on every

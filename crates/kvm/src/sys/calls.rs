@@ -47,7 +47,7 @@ ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 pub(crate) enum Taken {
     /// The kernel accepted the value: the register holds it.
     Yes,
-    /// The kernel refused the value. If the guest wrote this value, it would get #GP, too.
+    /// The kernel refused the value. A guest that writes this value gets #GP, too.
     No,
 }
 
@@ -257,7 +257,7 @@ pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, 
 }
 
 /// Returns true if this linear address is canonical, so that the CPU would accept it. `KVM_TRANSLATE`
-/// ignores the upper bits of an address, so they are checked here.
+/// ignores the upper bits of an address, so this function checks them.
 fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     /// The bit of CR4 for page tables of five levels (SDM volume 3, 2.5).
     const CR4_LA57: u64 = 1 << 12;

@@ -36,7 +36,7 @@ fn holds_on_recent_kernels(number: &str) {
     }
 }
 
-/// Checks a statement that this host may be unable to show. The host must not contradict it.
+/// Checks a statement that this host may be unable to show. The host must not contradict the statement.
 fn is_not_contradicted(number: &str) {
     match measure(number) {
         Some(Finding::CannotBeShown { why }) => say(&format!("SKIPPED: {number}: {why}")),

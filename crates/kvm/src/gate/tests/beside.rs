@@ -78,8 +78,8 @@ impl Watcher for Notes {
     }
 }
 
-/// The watcher is told of each refusal, even under a policy that logs nothing. It is told once of a
-/// first access that waits for a wider filter, however often the guest executes that access again.
+/// The watcher is told of each refusal, even under a policy that logs nothing. The watcher is told only once
+/// of a first access that waits for a wider filter, however often the guest executes that access again.
 #[test]
 fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     for (settings, expected) in [
@@ -107,7 +107,7 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
 
 /// An access waits for its filter, and in the meantime the guest is idle and makes other accesses, as an
 /// interrupt handler does: the gate answers one of these, and the other one waits, too. The watcher is told
-/// once of each.
+/// once of each of the three accesses.
 #[test]
 fn watcher_is_told_once_of_access_whose_wait_for_filter_is_interrupted() {
     let program = policy(

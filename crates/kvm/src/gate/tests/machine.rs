@@ -235,7 +235,7 @@ impl Machine {
 }
 
 impl Machine<ModelGuest> {
-    /// Makes a machine of the model. Its guests have the CPUID `cpuid`.
+    /// Makes a machine of the model. The guests of this machine have the CPUID `cpuid`.
     pub(super) fn of_model(
         program: Program,
         count: usize,

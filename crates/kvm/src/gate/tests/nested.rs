@@ -73,9 +73,9 @@ fn access_of_nested_guest_is_not_forwarded() {
     assert_eq!(run(vcpu, Level::Guest, Read(FMASK)), Saw::Value(0));
 }
 
-/// Audit mode refuses nothing to a nested guest, and forwards no write for it either: the nested
-/// guest executes the access itself, and the pin of its hypervisor stays. Under this policy the
-/// gate widens the filter only for accesses to the pinned register.
+/// In audit mode the gate refuses no access of a nested guest, and forwards no write for the nested guest
+/// either: the nested guest executes the access itself, and the pin of its hypervisor stays. Under this
+/// policy the gate widens the filter only for accesses to the pinned register.
 #[test]
 fn audit_mode_lets_nested_guest_execute_access_itself() {
     let entries = "IA32_LSTAR = { read = 'allow', write = 'pin' }";

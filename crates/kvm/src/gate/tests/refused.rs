@@ -45,7 +45,7 @@ struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// The call tells the test that it was made, and then waits until the test tells it the
+    /// The call that sets the filter sends the test a message, and then waits until the test sends the
     /// reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }

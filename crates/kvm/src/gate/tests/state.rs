@@ -60,7 +60,8 @@ fn vcpu_restore_in_other_vm_keeps_registers_and_pins() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
 }
 
-/// The first vCPU chooses the variant. A later vCPU that has another processor is an error.
+/// The first vCPU chooses the variant. Adding a later vCPU whose CPUID describes another processor is an
+/// error.
 #[test]
 fn cpuid_of_first_vcpu_chooses_variant_of_program() {
     let Some(host) = HostCaps::for_test() else {
@@ -298,7 +299,7 @@ fn migration_list_omits_clock_msr_that_guest_cannot_access_until_replace() {
 }
 
 /// The tight migration list leaves out registers that change only by a write and that the guest cannot
-/// write. The captured values of the listed registers are back after they are restored.
+/// write. The registers in the list have their captured values again after `restore_registers`.
 #[test]
 fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
@@ -428,9 +429,9 @@ fn event_has_no_rip_if_kvm_was_not_asked_for_registers() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program
-/// sets its old state aside. The vCPU drops that state when the replacement has succeeded, because
-/// it takes as much memory as the vCPU's registers.
+/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program sets aside
+/// its state under the old program. The vCPU drops that state when the replacement has succeeded, because
+/// the state takes as much memory as the vCPU's registers.
 #[test]
 fn old_state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);

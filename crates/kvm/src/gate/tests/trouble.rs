@@ -1,4 +1,5 @@
-//! Tests of failures: system calls that fail, a gate that is dropped, a guest that hides its accesses.
+//! Tests of failures: system calls that fail, a gate that is dropped, and a guest that tries to hide its
+//! accesses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,8 @@
-//! The machine code of the built-in guest. It addresses all its data through RSI, so it runs at any address.
+//! The machine code of the built-in guest. The code addresses all its data through RSI, so it runs at any
+//! address.
 //!
-//! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; the CPU uses RSP
-//! when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
+//! RSI points at the current [slot](super::slot); RAX, RCX and RDX are the operands of the access; the CPU
+//! uses RSP when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
 //! instruction emulator runs it.
 
 /// The machine code, which is loaded at the start of the guest's code page.

@@ -1,7 +1,7 @@
 //! Unsafe: gives memory to KVM, and reads the union in `struct kvm_run`.
 //!
-//! A VM with one vCPU in long mode. The host loads a script, runs the guest to its next stop, answers, and
-//! resumes it.
+//! A VM with one vCPU in long mode. The host loads a script, runs the guest to its next exit, answers that
+//! exit, and resumes the guest.
 #![expect(
     unsafe_code,
     reason = "KVM_SET_USER_MEMORY_REGION, and a union of the kernel's ABI"
@@ -132,8 +132,9 @@ impl Guest {
         })
     }
 
-    /// Loads a script and puts the guest at its start. A pending exit is completed first, and its result
-    /// is lost. A script of more than [`Self::LONGEST`] steps is cut at that length.
+    /// Loads a script and puts the guest at its start. If the vCPU has a pending exit, KVM completes that
+    /// exit first, and its result is lost. A script of more than [`Self::LONGEST`] steps is cut at that
+    /// length.
     ///
     /// # Errors
     /// Returns an error if a call fails.
@@ -284,7 +285,8 @@ impl Guest {
         StepAt::new(number, access)
     }
 
-    /// Marks the system registers as changed, so that loading the next script sets them again.
+    /// Marks the vCPU's system registers as changed, so that the next call of [`Self::load`] sets them
+    /// again.
     pub(crate) const fn spoil(&mut self) {
         self.health = Health::Spoiled;
     }

@@ -28,7 +28,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A running timer, which stops when it is dropped.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    /// The time at which the guest's time is over; `None` if that is beyond the clock's range.
+    /// The time at which the guest has run for as long as it may; `None` if that time is beyond the clock's
+    /// range.
     end: Option<Instant>,
 }
 

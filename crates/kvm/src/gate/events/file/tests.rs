@@ -3,8 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// Only the owner can read a new file, because the file may hold values and RIP. An existing file keeps its
-/// mode.
+/// Only the owner can read a new file, because the file may hold values and RIP. A log file that exists
+/// already keeps its mode.
 #[test]
 fn append_creates_log_file_for_owner_only_and_keeps_mode_of_existing_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -45,8 +45,8 @@ fn log_line_cut_by_kill_is_ended_by_next_append() {
     }
 }
 
-/// After logrotate has renamed the file, a request makes the next line open the file that is at the path by
-/// then.
+/// After logrotate has renamed the file, a request of the `Reopener` makes the next line open the file that
+/// the path now names.
 #[test]
 fn reopener_request_reopens_log_file_at_next_line() {
     let folder = tempfile::tempdir().unwrap();

@@ -40,9 +40,9 @@ fn drained(events: &mut Events) -> Vec<u64> {
     times
 }
 
-/// If vCPUs are gone, only the newest of them keep their unread events; the unread events of the others are
-/// counted as dropped. This holds if one vCPU is added again and again, and if each vCPU that is added is
-/// new.
+/// Of the vCPUs whose `VcpuGate`s were dropped, only the newest keep their unread events; the unread events
+/// of older ones are counted as dropped. The result is the same if one vCPU is added again and again, and if
+/// each vCPU that is added is new.
 #[test]
 fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     const VCPUS: u64 = 200;
@@ -110,8 +110,8 @@ fn log_of_gone_vcpu_without_unread_events_is_removed() {
     assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
-/// If vCPUs come and go, and each accesses MSRs that no other vCPU accesses, the counts add up to all
-/// accesses, and the number of kinds is bounded.
+/// If vCPUs are added and dropped, and each accesses MSRs that no other vCPU accesses, the counts add up to
+/// all accesses, and the number of kinds is bounded.
 #[test]
 fn counters_of_gone_vcpus_are_bounded_in_number_and_count_all_accesses() {
     let logs = VcpuLogs::default();

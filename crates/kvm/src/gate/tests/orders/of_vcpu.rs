@@ -101,8 +101,8 @@ fn vcpu_gate_restored_without_reset_answers_exits_of_vcpu() {
     });
 }
 
-/// A reset between a restore of the vCPU and its first run is an error: the reset would silently
-/// drop the restored pins and registers.
+/// A reset of a vCPU after a restore and before its first run is an error: the reset would silently drop the
+/// restored pins and registers.
 #[test]
 fn vcpu_reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -149,7 +149,7 @@ fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     });
 }
 
-/// A refused restore of the vCPU changes nothing: the state that an earlier restore gave it is
+/// A refused restore leaves the vCPU's state unchanged: the state that an earlier restore gave the vCPU is
 /// still protected from a reset.
 #[test]
 fn refused_vcpu_restore_keeps_state_of_earlier_restore() {
@@ -399,7 +399,7 @@ fn vcpu_gate_refuses_other_vcpu() {
 }
 
 /// If a VMM lets the wrong vCPU's `VcpuGate` answer an exit, and runs the vCPU on after the error, the guest
-/// gets a #GP. It gets no answer from the other vCPU's state.
+/// gets a #GP. The guest gets no value from the other vCPU's state.
 #[test]
 fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {

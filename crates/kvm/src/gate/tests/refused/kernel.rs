@@ -10,8 +10,8 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// After a refused replacement the gate still knows its first accesses. The filter still lets these
-/// accesses through, and the mask of exit reasons is as before.
+/// After the kernel has refused the filter of a replacement, the gate still knows the first accesses under
+/// the old program. The filter still lets these accesses through, and the mask of exit reasons is as before.
 #[test]
 fn refused_replace_keeps_filter_open_for_earlier_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");

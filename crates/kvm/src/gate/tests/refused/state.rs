@@ -18,8 +18,8 @@ fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
 }
 
-/// Makes the vCPU take over the new program and write registers of it. The new program has only some of the
-/// old program's registers.
+/// Makes the vCPU take over the new program and write the new program's emulated registers. The new program
+/// has only some of the old program's registers.
 fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -41,8 +41,8 @@ fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
 }
 
 /// Checks the vCPU's state after the new program was refused. The state that only the old program has is as
-/// before. The state that both programs have has its latest values. The state that only the new program has
-/// is gone.
+/// before. The registers and pins that both programs have hold the latest values. The state that only the
+/// new program has is gone.
 fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
