@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn probe_without_vm_returns_reasons_and_parameter_of_probe() {
+    fn probe_without_vm_returns_same_exit_reasons_and_ignore_msrs_as_probe() {
         let Some(host) = HostCaps::for_test() else {
             return;
         };

@@ -160,7 +160,7 @@ fn readme_contains_the_tested_example() {
 }
 
 #[test]
-fn readme_vmm_answers_exits_and_ends_on_kill() {
+fn example_vmm_of_readme_answers_exits_and_ends_at_access_that_policy_kills() {
     if msrgate_testing::host::host().is_none() {
         return;
     }

@@ -52,7 +52,7 @@ fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
 /// Writes of a nested guest to forwarded registers are denied: the gate writes no register and pins none.
 /// Writes of the nested guest's hypervisor are forwarded before and after.
 #[test]
-fn nested_guest_writes_are_not_forwarded() {
+fn nested_guest_writes_are_not_forwarded_to_kvms_registers() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -290,7 +290,7 @@ fn vcpu_reset_while_nested_guest_runs_discards_pending_exit() {
 /// The microcode device finds an update at the address that results from the nested guest's own page
 /// tables and then the nested page tables.
 #[test]
-fn microcode_update_of_nested_guest_is_found_by_both_page_tables() {
+fn microcode_update_of_nested_guest_is_found_through_its_own_and_nested_page_tables() {
     let trigger = MsrIndex::new(0xc001_0020);
     let revision = MsrIndex::new(0x8b);
     let entries = "0xc0010020 = { device = 'microcode' }\nIA32_BIOS_SIGN_ID = 'rw'\n\

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entry_beyond_capacity_of_ring_is_counted_as_dropped() {
+    fn entry_that_does_not_fit_event_queue_is_counted_as_dropped() {
         let ring = Ring::new(3);
         for number in 0..5 {
             ring.put(&[number; WORDS], Room::Shared);
@@ -129,7 +129,7 @@ mod tests {
     /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. The
     /// ring behaves so each time that it is filled.
     #[test]
-    fn kept_slot_takes_one_entry_when_ring_is_full() {
+    fn kept_slot_of_event_queue_takes_one_entry_when_queue_is_full() {
         for capacity in 0..4_u64 {
             let ring = Ring::new(usize::try_from(capacity).unwrap());
             let fit = capacity.max(1);
@@ -163,7 +163,7 @@ mod model {
     /// has no kept slot. Loom never lets a load see a later store, so it cannot check the release and the
     /// acquire of the field `taken`: only reasoning shows that they are right.
     #[test]
-    fn concurrent_take_returns_whole_entries_in_order() {
+    fn concurrent_take_from_event_queue_returns_whole_entries_in_order() {
         crate::gate::sync::check(|| {
             let ring = Arc::new(Ring::<2>::new(1));
             let vcpu = {

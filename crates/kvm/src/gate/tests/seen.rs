@@ -129,7 +129,7 @@ fn log_all_logs_every_forwarded_access() {
 /// If there are more scattered first accesses than a filter has ranges, the filter is widened only
 /// for the accesses for which vCPUs wait. All of the accesses are let through in the end.
 #[test]
-fn scattered_first_accesses_are_all_let_through() {
+fn first_accesses_to_more_msrs_than_filter_has_ranges_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script: Vec<_> = (1..60)

@@ -19,7 +19,7 @@ const KEEPS: &str = "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
     IA32_LSTAR = { read = 'allow', write = 'pin' }";
 
 #[test]
-fn vcpu_reset_releases_pins_and_reloads_registers() {
+fn vcpu_reset_releases_pins_and_gives_emulated_registers_reset_values() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -356,7 +356,7 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
 /// The tight migration list leaves out no register in two cases: if the guest may run guests, whose exits
 /// load the guest's registers, and in audit mode, which refuses no write.
 #[test]
-fn tight_migration_list_has_every_register_if_guest_may_nest_or_mode_is_audit() {
+fn tight_migration_list_has_every_register_if_guest_may_run_guests_or_in_audit_mode() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
     let list = |settings: &str, change: fn(&mut CpuidEntry)| {
         let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();

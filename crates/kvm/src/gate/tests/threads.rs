@@ -116,7 +116,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
 /// Programs that log first accesses replace each other. The filters that the publisher sets and the filters
 /// that the replacements set come into force in the right order.
 #[test]
-fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
+fn filters_of_replace_and_of_first_accesses_come_into_force_in_right_order() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
     let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
     let Some(mut machine) = Machine::new(traced(), 2) else {
@@ -151,7 +151,7 @@ fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
 /// filter that lets no first access through. The publisher widens the filter between the replacements, and
 /// the vCPU makes progress.
 #[test]
-fn repeated_replace_keeps_no_vcpu_waiting() {
+fn vcpu_makes_progress_while_programs_that_log_first_accesses_replace_each_other() {
     let traced = |value: u32| {
         let entries = format!("0x10000 = {{ read = {{ value = {value} }}, write = 'deny' }}");
         policy("default = 'allow'\nlog = 'first'", &entries)

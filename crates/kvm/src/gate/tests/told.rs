@@ -83,7 +83,7 @@ fn repeated_kills_are_limited_and_counted() {
 /// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
 /// This count is kept after the vCPU's `VcpuGate` is dropped.
 #[test]
-fn drops_counts_held_back_events() {
+fn drops_counts_events_that_limit_held_back() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);

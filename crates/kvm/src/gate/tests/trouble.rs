@@ -96,7 +96,7 @@ fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
 }
 
 #[test]
-fn filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
+fn publisher_filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
     let (mut machine, left) = failing(Then::Refuse);
     let refused = AnswerError::Publish(CallErrno::Known(Errno::Efault));
     assert_eq!(end_of_wait(&mut machine), Some(refused));

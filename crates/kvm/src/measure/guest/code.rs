@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_code_jumps_reach_their_labels() {
+    fn jumps_in_code_of_built_in_guest_reach_their_labels() {
         for jump in [0x14, 0x18, 0x1c] {
             assert_eq!(target(jump), 0x21);
         }
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_code_entry_points_are_at_named_instructions() {
+    fn entry_points_in_code_of_built_in_guest_are_at_named_instructions() {
         for (entry, wanted) in [
             (START, &[0x48, 0x8b][..]),
             (READ, &[0x0f, 0x32]),

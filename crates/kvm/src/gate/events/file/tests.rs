@@ -21,7 +21,7 @@ fn append_creates_log_file_for_owner_only_and_keeps_mode_of_existing_file() {
 /// A log file with a relative path stays the same file after a daemon has changed its directory: the path is
 /// made absolute at once.
 #[test]
-fn append_resolves_relative_path_at_once() {
+fn log_file_append_makes_relative_path_absolute_at_once() {
     let folder = tempfile::tempdir_in(".").unwrap();
     let relative = Path::new(folder.path().file_name().unwrap()).join("events");
     let file = LogFile::append(&relative).unwrap();

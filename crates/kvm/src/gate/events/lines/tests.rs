@@ -47,7 +47,7 @@ fn text_line_has_time_vm_name_and_text_of_event() {
 
 /// The text of an event shows each optional part exactly if that part has a value.
 #[test]
-fn event_display_shows_each_field_that_is_set() {
+fn event_as_text_shows_each_optional_field_that_has_a_value() {
     let plain = Event {
         value: None,
         ..Event::example(0x10)

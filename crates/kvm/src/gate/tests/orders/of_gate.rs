@@ -128,7 +128,7 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
 /// If the VMM has set a mask of exit reasons before `install`, the program's mask replaces it, even if the
 /// program's mask is empty.
 #[test]
-fn install_replaces_mask_of_vmm() {
+fn install_replaces_mask_of_exit_reasons_that_vmm_set() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };

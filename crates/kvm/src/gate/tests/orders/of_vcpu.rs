@@ -368,7 +368,7 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
 /// Each call of a `VcpuGate` for another vCPU of the VM is an error. The call changes the state of neither
 /// vCPU, and the other vCPU's own `VcpuGate` can still answer that vCPU's exit.
 #[test]
-fn vcpu_gate_refuses_other_vcpu() {
+fn vcpu_gate_refuses_calls_for_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         assert_eq!(one.run(&[Write(LSTAR, 0x1000)]), [Saw::Written]);
@@ -401,7 +401,7 @@ fn vcpu_gate_refuses_other_vcpu() {
 /// If a VMM lets the wrong vCPU's `VcpuGate` answer an exit, and runs the vCPU on after the error, the guest
 /// gets a #GP. The guest gets no value from the other vCPU's state.
 #[test]
-fn exit_answered_by_other_vcpu_gate_is_a_fault() {
+fn exit_answered_by_vcpu_gate_of_other_vcpu_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         other.guest.load(&[Read(SPARE)]);
@@ -497,7 +497,7 @@ fn access_whose_exit_vmm_never_answers_reads_zero_or_writes_nothing() {
 }
 
 #[test]
-fn answer_without_exit_is_an_error() {
+fn answer_of_vcpu_without_msr_exit_is_an_error() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         for _ in 0..2 {
