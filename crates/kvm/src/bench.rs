@@ -29,7 +29,7 @@ impl GuestVm {
     /// Creates a VM with one vCPU.
     ///
     /// # Errors
-    /// Returns an error if the device cannot be opened any more, or if a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a system call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let cpuid = host
             .open()?
@@ -63,7 +63,7 @@ impl GuestVm {
     /// access the guest exits by OUT.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub fn load(&mut self, accesses: &[(MsrIndex, Access)]) -> Result<(), GuestError> {
         let op = |&(index, access)| match access {
             Access::Read => Op::Read(index),

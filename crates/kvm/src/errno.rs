@@ -33,7 +33,7 @@ impl CallErrno {
         }
     }
 
-    /// Returns the calling thread's `errno`, which its last failed call set.
+    /// Returns the calling thread's `errno`, which the thread's last failed system call has set.
     pub(crate) fn last() -> Self {
         vmm_sys_util::errno::Error::last().into()
     }

@@ -435,10 +435,10 @@ impl Gate {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// Returns the accesses that were the guest's first to an MSR in one direction under the program in
-    /// force, sorted by MSR. With `log = "first"` the list has all accesses that came to the gate, except
-    /// those that ended the VM. With `mode = "audit"` the list has the accesses that the program would
-    /// refuse. With other levels of `log` the list is empty.
+    /// Returns the first accesses under the program in force: each MSR and direction that the guest has
+    /// accessed, once, sorted by MSR. With `log = "first"` the list has all accesses that came to the gate,
+    /// except those that ended the VM. With `mode = "audit"` the list has the accesses that the program
+    /// would refuse. With other levels of `log` the list is empty.
     ///
     /// A policy can be written from this list after the guest has done its usual work. A first access
     /// becomes an event only once, so a lost event is not repeated. If the access is allowed, the guest's

@@ -50,7 +50,7 @@ pub struct Case {
     pub effect: WriteEffect,
 }
 
-/// The effect that a write has, apart from storing its value. A read has no effect that matters here.
+/// The effect that a write has, apart from storing its value. For a read this value has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
     /// The write only stores its value. So the measurement may write back the value that it has read: the

@@ -21,8 +21,8 @@ fn gate() -> Gate {
     bench::gate(compiled.into_program(), GateOptions::new()).unwrap()
 }
 
-/// Returns true if the gate's answer in this case needs no system call. The answer to a first access needs
-/// one: it waits for the filter to be opened.
+/// Returns true if the gate's answer in this case needs no system call. Only the answer to a first access
+/// needs a system call, because that answer waits for the filter to be opened.
 fn is_alone(case: &Case) -> bool {
     case.name != "first-touch"
 }

@@ -61,7 +61,7 @@ impl Chosen {
         self.nests
     }
 
-    /// Adds a vCPU, which may have been added before.
+    /// Notes that a vCPU is added to the gate. The vCPU may have been added before, as in hot-plug.
     ///
     /// # Errors
     /// [`GateError::OtherCpu`] if the vCPU has another processor than the first one,

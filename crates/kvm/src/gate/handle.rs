@@ -15,7 +15,7 @@ use kvm_bindings::kvm_run;
 /// A VMM with another version or another binding makes a [`RawVcpu`].
 pub trait VcpuHandle: Parts {}
 
-/// A vCPU as file descriptor and shared page. Other crates cannot implement this.
+/// A vCPU as file descriptor and shared page. Other crates cannot implement this trait.
 pub trait Parts {
     /// True if the page and the file descriptor that [`Self::parts`] returns always belong to the same vCPU.
     const ARE_ONE: bool;

@@ -2,15 +2,16 @@
 //! `KVM_RUN`.
 //!
 //! A VMM kicks a vCPU by writing a value other than 0, from any thread or a signal handler, and waits
-//! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6) a gate needs
-//! the same byte. The gate takes the byte by a swap and gives it back by a compare-and-swap, never by a
-//! plain store. So a kick before, between or after these two operations is still in the byte for the VMM's
-//! next `KVM_RUN`.
+//! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6), a gate has to set
+//! the byte `immediate_exit`, too. The gate takes the byte by a swap and gives it back by a
+//! compare-and-swap, never by a plain store. So a kick before, between or after these two operations is
+//! still in the byte for the VMM's next `KVM_RUN`.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The value that the gate writes to the byte. A VMM writes other values, so the gate can tell if a kick
-/// came while the gate had borrowed the byte. Every kernel treats all values other than 0 alike.
+/// The value that the gate writes to the byte `immediate_exit`. A VMM writes other values, so the gate can
+/// tell if a kick came while the gate had borrowed the byte. Every kernel treats all values other than 0
+/// alike.
 const OURS: u8 = 0x80;
 
 /// A byte that several threads access atomically. Tests under loom use loom's own type for it.

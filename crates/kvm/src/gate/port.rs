@@ -34,12 +34,14 @@ const WAITS: u16 = 1 << 15;
 /// sets.
 const RESTORED: u16 = 1 << 14;
 
-/// The operations on a vCPU that the gate may need to answer an exit.
+/// The operations on a vCPU that the gate may need to answer an exit; implemented for KVM's vCPUs and for
+/// vCPUs of tests.
 pub(super) trait Port {
     /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
 
-    /// Returns the CPUID that the kernel has for the vCPU; `None` if this port cannot ask for it.
+    /// Returns the CPUID that the kernel has for the vCPU; `None` if the implementation cannot ask for the
+    /// CPUID.
     fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
 
     /// Returns the exit that waits for an answer; `None` if the last exit was not an MSR exit.
@@ -52,14 +54,15 @@ pub(super) trait Port {
     fn reply(&mut self, reply: Reply);
 
     /// Changes the reason in the exit, before the exit is left to the VMM: the VMM then sees an exit that
-    /// the kernel might have made for that reason. A port without a VMM does nothing.
+    /// the kernel might have made for that reason. An implementation for tests, which has no VMM, does
+    /// nothing.
     fn set_reason(&mut self, _: ExitReason) {}
 
     /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
     fn settle(&mut self);
 
-    /// Marks the exit as one that the kernel has yet to complete. A port that can tell this without a mark
-    /// does nothing.
+    /// Marks the exit as one that the kernel has yet to complete. An implementation that can tell this
+    /// without a mark does nothing.
     fn mark(&mut self) {}
 
     /// Tells if the kernel still has to complete the exit: the vCPU has not run since [`Self::mark`].
@@ -119,7 +122,7 @@ enum Returned {
 }
 
 impl<'v> KvmPort<'v> {
-    /// Makes the port of the vCPU behind this file descriptor, with its own shared page.
+    /// Makes the [`Port`] of the vCPU that has this file descriptor and this shared page.
     pub(super) fn new(vcpu: RawFd, run: &'v mut kvm_run) -> Self {
         Self {
             vcpu,

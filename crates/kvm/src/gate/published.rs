@@ -12,7 +12,8 @@ use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// A value that is in force, such as a program, and the number of its generation.
 pub(super) struct Published<T> {
-    /// The number of the generation in force. This number changes only under the lock.
+    /// The number of the generation in force: each replacement of the value makes a new generation. This
+    /// number changes only under the lock.
     ///
     /// Relaxed: a reader gets the value itself under the lock. A vCPU whose access the kernel refused
     /// by a new filter must see the number that was stored before that filter was set. The kernel's own
@@ -51,8 +52,9 @@ impl<T> Generation<T> {
         }
     }
 
-    /// Tells if this generation was withdrawn. The result may be outdated, unless the caller has got another
-    /// generation from [`Published::newer_than`] after this one.
+    /// Tells if this generation was withdrawn: its trial was not kept, and the previous value is in force
+    /// again. The result may be outdated, unless the caller has got another generation from
+    /// [`Published::newer_than`] after this one.
     pub(super) fn is_withdrawn(&self) -> bool {
         // Relaxed: this generation was marked as withdrawn before the other generation came into force, and
         // the caller got the other generation under the lock.
@@ -115,7 +117,7 @@ impl<T> Published<T> {
         held.now = before;
     }
 
-    /// Returns the generation in force.
+    /// Returns the value in force, with the number of its generation.
     pub(super) fn get(&self) -> Generation<T> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.now.clone()
@@ -151,7 +153,7 @@ impl<T> Trial<'_, T> {
         self.number
     }
 
-    /// Ends the trial so that the value stays in force. Returns the number of its generation.
+    /// Ends the trial so that the value stays in force. Returns the number of the value's generation.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;
         self.fate.store(KEPT, Ordering::Relaxed);

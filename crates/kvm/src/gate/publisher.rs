@@ -31,8 +31,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     OwnThread::spawn("msrgate-publish", body)
 }
 
-/// The guard that acts when the publisher thread ends, also by a panic: from then on no vCPU waits for the
-/// thread.
+/// The guard that is dropped when the publisher thread ends, also by a panic. It then notes the end, so that
+/// no vCPU waits for the thread.
 struct End<'s>(&'s Shared);
 
 impl Drop for End<'_> {

@@ -17,7 +17,7 @@ struct Stretch {
     last: Instant,
 }
 
-/// The decision on one more rewind of an access.
+/// The decision if the vCPU may rewind an access once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// The access is rewound for the first time.
@@ -183,7 +183,7 @@ mod tests {
 
     /// The timer of a vCPU's rewinds starts anew after a pause, and under another program. A guest that is
     /// mostly idle and accesses one register may come to the gate only after each replacement of the
-    /// program. That is no sign that another filter than the gate's is in force.
+    /// program. Such an access is no sign that another filter than the gate's is in force.
     #[test]
     fn pause_or_other_program_restarts_rewind_timer() {
         let start = Instant::now();

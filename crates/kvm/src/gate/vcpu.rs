@@ -232,8 +232,8 @@ impl VcpuGate {
     /// - [`StateError::Vcpu`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
     ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. No part of
     ///   the state has been restored, and an exit that waits for an answer still waits.
-    /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not
-    ///   reset until this or [`Self::reset`] succeeds.
+    /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not reset
+    ///   until `restore` or [`Self::reset`] succeeds.
     pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
         self.restore_at(&mut port(vcpu), saved)
     }
@@ -245,7 +245,7 @@ impl VcpuGate {
     /// [`Self::save`] does.
     ///
     /// # Errors
-    /// Those of [`Self::save`], and [`StateError::Call`] if `KVM_GET_MSRS` fails.
+    /// The errors of [`Self::save`], and [`StateError::Call`] if `KVM_GET_MSRS` fails.
     pub fn capture_registers(
         &mut self,
         vcpu: &mut impl VcpuHandle,

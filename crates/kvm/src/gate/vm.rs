@@ -15,7 +15,7 @@ pub(super) trait VmPort: Send {
     /// Puts a filter and a mask of exit reasons in force (S7).
     ///
     /// # Errors
-    /// Those of [`Installed::replace`](crate::Installed::replace).
+    /// The errors are those of [`Installed::replace`](crate::Installed::replace).
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError>;
 
     /// Tells if the guest of this VM may run nested guests.
@@ -37,7 +37,7 @@ pub(super) struct KvmVm {
 static GUARDED: PerProcess<Mutex<Vec<Weak<OwnedFd>>>> = PerProcess::new();
 
 impl KvmVm {
-    /// Makes the port by which a gate reaches a VM, and duplicates the VM's file descriptor.
+    /// Makes the [`VmPort`] by which a gate reaches a VM, and duplicates the VM's file descriptor.
     ///
     /// # Errors
     /// [`GateError::OtherGate`] if the VM has a gate already and the kernel can tell; [`GateError::Io`]

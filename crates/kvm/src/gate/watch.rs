@@ -1,4 +1,4 @@
-//! The watcher of a gate: on the vCPU's own thread, the gate passes each of its answers to it.
+//! The watcher of a gate: the gate passes each of its answers to the watcher, on the vCPU's own thread.
 
 use msrgate_filter::Exit;
 use msrgate_program::Origin;

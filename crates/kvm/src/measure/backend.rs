@@ -77,7 +77,7 @@ impl KvmBackend {
     /// the calling thread.
     ///
     /// # Errors
-    /// Returns an error if the host's KVM is no longer usable, or if a call fails.
+    /// Returns an error if the host's KVM is no longer usable, or if a system call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let guest = Guest::new(host, Apic::Absent)?;
         Ok(Self { guest })

@@ -63,7 +63,8 @@ pub(crate) enum Level {
 /// Returns true if both file descriptors refer to the same open file description; `None` if the kernel
 /// cannot tell, as before Linux 6.10.
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
-    /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
+    /// `F_DUPFD_QUERY`, the command of fcntl(2) that asks if two descriptors are one open file
+    /// (`linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;
     // SAFETY: fcntl(2) takes numbers here, and this command changes nothing.
     match unsafe { libc::fcntl(one.as_raw_fd(), DUPFD_QUERY, other.as_raw_fd()) } {

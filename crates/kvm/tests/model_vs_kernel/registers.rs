@@ -18,7 +18,7 @@ use msrgate_kvm::{HostCaps, RawReasons};
 const PAT: MsrIndex = MsrIndex::new(0x277);
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 const TSC: MsrIndex = MsrIndex::new(0x10);
-/// An MSR that no CPU has: an access to it exits.
+/// An MSR that no CPU has: a guest's access to it makes an exit to user space.
 const NOBODYS: MsrIndex = MsrIndex::new(0x1234_5678);
 
 /// Returns true if QEMU's SVM accepts this write and changes the written value later.

@@ -50,7 +50,7 @@ fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
 }
 
 /// Writes of a nested guest to forwarded registers are denied: the gate writes no register and pins none.
-/// Writes of the nested guest's hypervisor are forwarded before and after.
+/// Writes of the nested guest's hypervisor are forwarded, before and after the nested guest has run.
 #[test]
 fn nested_guest_writes_are_not_forwarded_to_kvms_registers() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
@@ -220,9 +220,9 @@ fn at_a_nested_write(machine: &mut Machine, value: u64) {
     assert_eq!(machine.exits, [Nested]);
 }
 
-/// Saving while the nested guest runs fails as long as an exit has no answer. After the answer the exit is
-/// completed, the nested guest's #GP is still to be delivered, and the saved state has only the guest's
-/// own pin.
+/// `save` fails while the nested guest runs and its exit has no answer. After the answer, `save` completes
+/// the exit, the nested guest's #GP is still to be delivered, and the saved state has only the guest's own
+/// pin.
 #[test]
 fn vcpu_save_while_nested_guest_runs_has_only_pin_of_the_guest() {
     let Some(mut machine) = Machine::new("", CARRIED) else {

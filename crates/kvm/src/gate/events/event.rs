@@ -111,8 +111,8 @@ impl EventRecord {
 }
 
 impl Event {
-    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access of the
-    /// entry.
+    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access that the
+    /// entry records.
     pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
         let &[time, kind, value, rip, origin, held_back, ..] = entry;
         let [i0, i1, i2, i3, flags, disposition, ..] = kind.to_le_bytes();

@@ -51,7 +51,7 @@ impl LogFile {
         })
     }
 
-    /// Returns the handle by which the VMM asks to open the path again.
+    /// Returns the handle by which the VMM asks this log file to open its path again.
     #[must_use]
     pub fn reopener(&self) -> Reopener {
         Reopener(Arc::clone(&self.reopen))
@@ -77,8 +77,8 @@ impl Reopener {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Tells if the request is pending: no line has come since, or the new file could not be opened.
-    /// [`LogFile`] tries again to open the file at each line.
+    /// Tells if the request to reopen the file is pending: no line was written since, or the new file could
+    /// not be opened. [`LogFile`] tries again to open the file at each line.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.0.load(Ordering::Acquire)

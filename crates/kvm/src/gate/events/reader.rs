@@ -63,10 +63,11 @@ pub(in crate::gate) struct VcpuLogs {
 #[derive(Default)]
 struct Live {
     logs: Vec<Arc<VcpuLog>>,
-    /// The counters of the vCPUs that are gone, added together by kind.
+    /// The counters of the vCPUs whose `VcpuGate`s were dropped, added together by kind.
     gone: BTreeMap<(MsrIndex, Access, Disposition), u64>,
     others: u64,
-    /// The numbers of lost events of the vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
+    /// The numbers of lost events of the vCPUs whose `VcpuGate`s were dropped, by vCPU id. The map stays
+    /// small, because KVM limits the number of vCPU ids.
     lost: BTreeMap<VcpuId, Lost>,
     /// The programs that may have decided an access whose event is still in a queue, the newest last.
     programs: Vec<Arc<Program>>,
@@ -149,9 +150,9 @@ impl VcpuLogs {
         }
     }
 
-    /// Removes the logs of vCPUs that are gone, and keeps their counts. The function removes the logs whose
-    /// queues are empty. Of the logs with unread events it keeps the newest `most`, and removes the older
-    /// ones.
+    /// Removes the logs of vCPUs whose `VcpuGate`s were dropped, and keeps their counts. The function
+    /// removes the logs whose queues are empty. Of the logs with unread events it keeps the newest `most`,
+    /// and removes the older ones.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,

@@ -11,8 +11,8 @@ use super::reader::{Events, VcpuDrops};
 use super::sink::Sink;
 use crate::gate::thread::OwnThread;
 
-/// A thread that passes events to sinks. When this is dropped, the thread passes on the remaining
-/// events, and ends. In a forked child, which does not have the thread, dropping this does nothing.
+/// A thread that passes events to sinks. When this value is dropped, the thread passes on the remaining
+/// events, and ends. In a forked child, which does not have the thread, dropping this value does nothing.
 #[derive(Debug)]
 #[must_use = "the thread ends when this is dropped"]
 pub struct EventThread {

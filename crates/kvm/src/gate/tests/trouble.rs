@@ -58,7 +58,7 @@ impl VmPort for Failing {
     }
 }
 
-/// Makes a machine whose kernel accepts only the first filter.
+/// Makes a VM of the model, with a gate, whose kernel accepts only the first filter.
 fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     let vm = ModelVm::new();
     let guests = vec![ModelGuest::new(&vm.vm)];

@@ -86,7 +86,7 @@ impl Guest {
     /// Creates a VM with the guest in it.
     ///
     /// # Errors
-    /// Returns an error if the device cannot be opened any more, or if a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a system call fails.
     pub(crate) fn new(host: &HostCaps, apic: Apic) -> Result<Self, GuestError> {
         let kvm = host.open()?;
         let vm = host.create_vm()?;
@@ -106,7 +106,7 @@ impl Guest {
     /// Creates a vCPU in `vm` with a guest of its own.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub(crate) fn in_vm(
         vm: Arc<VmFd>,
         number: VcpuNumber,
@@ -137,7 +137,7 @@ impl Guest {
     /// length.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub(crate) fn load(&mut self, script: &[Op]) -> Result<(), GuestError> {
         let script = &script[..script.len().min(Self::LONGEST)];
         self.script = script.to_vec();
@@ -161,7 +161,7 @@ impl Guest {
     /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the guest runs for longer than a script may.
+    /// Returns an error if a system call fails, or if the guest runs for longer than a script may.
     pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
         let watchdog = self.watch()?;
         self.resume_under(&watchdog)
@@ -179,7 +179,7 @@ impl Guest {
     /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the time of `watchdog` is over.
+    /// Returns an error if a system call fails, or if the time of `watchdog` is over.
     pub(super) fn resume_under(&mut self, watchdog: &Watchdog) -> Result<Stop, GuestError> {
         loop {
             match self.vcpu.run() {
@@ -251,7 +251,7 @@ impl Guest {
     /// Reads the vCPU's general registers.
     ///
     /// # Errors
-    /// Returns an error if the call fails.
+    /// Returns an error if the ioctl fails.
     pub(crate) fn registers(&self) -> Result<kvm_regs, GuestError> {
         self.vcpu.get_regs().map_err(called("KVM_GET_REGS"))
     }
@@ -259,7 +259,7 @@ impl Guest {
     /// Sets the vCPU's general registers.
     ///
     /// # Errors
-    /// Returns an error if the call fails.
+    /// Returns an error if the ioctl fails.
     pub(crate) fn set_registers(&self, registers: &kvm_regs) -> Result<(), GuestError> {
         self.vcpu
             .set_regs(registers)
