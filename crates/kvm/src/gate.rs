@@ -491,7 +491,7 @@ impl Gate {
     ///
     /// This list also leaves out each register that still holds the VMM's value, whatever the guest did: the
     /// guest cannot write the register under this program, and neither an instruction nor time changes the
-    /// register. The gate knows this of only some registers (S10.5).
+    /// register. Of only some registers the gate knows that nothing but a write changes them (S10.5).
     ///
     /// The list is no shorter than [`Self::migration_list`] in three cases: if the guest may run nested
     /// guests; under a program with a `handler` or a `device`, which may set any register; and if

@@ -175,8 +175,8 @@ impl From<GuestError> for MeasureError {
 /// [`Pass::Faults`], each in the order of `cases`.
 ///
 /// # Errors
-/// Returns an error if the guest could not be run, or if the filter or the mask could not be set. No
-/// results are returned then.
+/// Returns an error if the guest could not be run, or if the filter or the mask could not be set. After an
+/// error no results are returned.
 pub fn measure(
     backend: &mut dyn Backend,
     filter: &Filter,

@@ -77,8 +77,8 @@ fn gate_answer_allocates_no_memory() {
     }
 }
 
-/// Makes the kernel kill this process at any system call except exit(2). Seccomp's strict mode would not
-/// do, because it also disables RDTSC, which reads the clock without a system call.
+/// Makes the kernel kill this process at any system call except exit(2). Seccomp's strict mode cannot be
+/// used, because it also disables RDTSC, which reads the clock without a system call.
 fn forbid_calls() {
     let say = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).unwrap_or(0),

@@ -427,7 +427,7 @@ impl Answering {
         }
     }
 
-    /// Logs an access as an event, unless the limit holds it back.
+    /// Logs an access as an event, unless the limit on events holds the event back.
     #[inline(never)]
     fn note(
         &mut self,

@@ -38,8 +38,8 @@ pub(super) struct Borrowed {
     before: u8,
 }
 
-/// Borrows the byte from the VMM, so that the next `KVM_RUN` of this thread returns before it enters the
-/// guest.
+/// Borrows the byte `immediate_exit` from the VMM, so that the next `KVM_RUN` of this thread returns before
+/// it enters the guest.
 pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
     Borrowed {
         before: flag.swap(OURS),
@@ -47,7 +47,7 @@ pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
 }
 
 impl Borrowed {
-    /// Restores the byte's old value, or leaves a kick that came in the meantime.
+    /// Gives the byte its old value again. If a kick came in the meantime, the kick stays in the byte.
     pub(super) fn give_back(self, flag: &impl Flag) {
         // If the byte is not `OURS`, the VMM has kicked the vCPU in the meantime, and the kick stays.
         flag.replace(OURS, self.before);

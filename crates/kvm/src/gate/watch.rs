@@ -16,7 +16,7 @@ pub struct Told {
     pub exit: Exit,
     /// The gate's disposition of the access.
     pub disposition: Disposition,
-    /// The part of the policy that decided.
+    /// The part of the policy that decided the access.
     pub origin: Origin,
 }
 

@@ -9,7 +9,7 @@ const ALLOWED: MsrIndex = MsrIndex::new(0x10);
 const REFUSED: MsrIndex = MsrIndex::new(0x20);
 const UNKNOWN: MsrIndex = MsrIndex::new(0x30);
 
-/// Returns a filter with the default action deny. It allows two MSRs; KVM does not know one of them.
+/// Returns a filter with the default action deny. The filter allows two MSRs; KVM does not know one of them.
 fn filter() -> Filter {
     let allowed = [ALLOWED, UNKNOWN];
     let bit = |offset| allowed.contains(&MsrIndex::new(0x10 + offset));

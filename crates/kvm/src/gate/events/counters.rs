@@ -43,7 +43,7 @@ impl Counters {
         }
     }
 
-    /// Counts one access. Only one thread may do this at a time.
+    /// Counts one access. Only one thread may call this function at a time.
     pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         let kind = Kind::new(u64::from(disposition.number()), index, access);
         let count = match self.kinds.find(kind, 8) {
@@ -53,7 +53,8 @@ impl Counters {
         add_one(count);
     }
 
-    /// Passes each counter's value to `found`. Returns the number of accesses whose kinds had no slot.
+    /// Passes each counter's value to `found`. Returns the number of accesses whose kinds have no counter of
+    /// their own.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
         for (place, kind) in self.kinds.all() {
             let disposition = usize::try_from(kind.tag()).ok();

@@ -24,12 +24,13 @@ pub(in crate::gate) struct VcpuLog {
 }
 
 impl VcpuLog {
-    /// Counts an access. Only one thread may do this at a time.
+    /// Counts an access. Only one thread may call this function at a time.
     pub(in crate::gate) fn count(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         self.counters.add(index, access, disposition);
     }
 
-    /// Puts an event into the queue, or counts it as dropped. Only one thread may do this at a time.
+    /// Puts an event into the queue, or counts it as dropped. Only one thread may call this function at a
+    /// time.
     #[inline]
     pub(in crate::gate) fn tell(&self, happened: &EventRecord) {
         let room = if happened.disposition == Disposition::Killed {
@@ -40,7 +41,7 @@ impl VcpuLog {
         self.ring.put(&happened.encode(), room);
     }
 
-    /// Counts an event that the limit holds back. Only one thread may do this at a time.
+    /// Counts an event that the limit holds back. Only one thread may call this function at a time.
     pub(in crate::gate) fn hold_back(&self) {
         add_one(&self.held_back);
     }
@@ -98,7 +99,8 @@ const UNREAD: usize = 16;
 /// the vCPUs that are gone. These vCPUs share one set of counters.
 const KINDS: usize = 4096;
 
-/// The largest number of programs that are remembered. An event of an older program has no file name.
+/// The largest number of programs whose policy file's name is kept for their events. An event of an older
+/// program has no file name.
 const PROGRAMS: usize = 16;
 
 impl VcpuLogs {
@@ -243,7 +245,7 @@ impl fmt::Display for VcpuDrops {
     }
 }
 
-/// The reader of a VM's events. A VM has at most one at a time.
+/// The reader of a VM's events. A VM has at most one such reader at a time.
 #[must_use = "without a reader, events are dropped as soon as a queue is full"]
 pub struct Events {
     logs: Arc<VcpuLogs>,

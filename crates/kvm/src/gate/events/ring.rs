@@ -48,7 +48,7 @@ impl<const N: usize> Ring<N> {
         }
     }
 
-    /// Puts an entry in, if there is room. Only one thread may do this at a time.
+    /// Puts an entry in, if there is room. Only one thread may call this function at a time.
     #[inline]
     pub(super) fn put(&self, entry: &[u64; N], room: Room) {
         let kept = u64::from(room == Room::Shared);
@@ -67,7 +67,7 @@ impl<const N: usize> Ring<N> {
         self.put.store(put + 1, Ordering::Release);
     }
 
-    /// Takes the oldest entry out. Only one thread may do this at a time.
+    /// Takes the oldest entry out. Only one thread may call this function at a time.
     pub(super) fn take(&self) -> Option<[u64; N]> {
         let taken = self.taken.load(Ordering::Relaxed);
         if self.put.load(Ordering::Acquire) == taken {

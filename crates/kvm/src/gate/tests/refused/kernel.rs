@@ -1,5 +1,5 @@
 //! Tests of what remains in force after the kernel has refused a filter: the old filter, the mask of exit
-//! reasons, and the first accesses. One test is of a gate whose first filter is refused.
+//! reasons, and the first accesses. In one test the kernel refuses the first filter of a gate.
 
 use std::sync::Arc;
 
