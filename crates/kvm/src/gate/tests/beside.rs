@@ -105,9 +105,9 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     }
 }
 
-/// An access waits for its filter, and in the meantime the guest is idle and makes other accesses, as an
-/// interrupt handler does: the gate answers one of these, and the other one waits, too. The watcher is told
-/// once of each of the three accesses.
+/// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
+/// does: the gate answers one of these accesses, and another one waits for its filter, too. The watcher is
+/// told once of each of the three accesses.
 #[test]
 fn watcher_is_told_once_of_access_whose_wait_for_filter_is_interrupted() {
     let program = policy(

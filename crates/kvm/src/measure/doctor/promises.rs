@@ -133,8 +133,7 @@ fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
         .map_err(|_| failed("a filter of one range")(cannot))
 }
 
-/// Lets the guest run a script of reads again and again until `replace` has returned on another thread, and
-/// then once more.
+/// Lets the guest run reads until `replace` has returned on another thread, and then once more.
 fn while_running(
     lab: &mut Lab,
     replace: impl FnOnce() -> Result<(), GuestError> + Send,
