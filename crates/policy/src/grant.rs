@@ -30,13 +30,13 @@ pub enum Grant {
         /// The first line of the entry.
         at: GrantLine,
     },
-    /// Nothing in one direction alone: the entry that refuses the access answers both directions together, as a
-    /// `register` does, and the access may be refused for its value.
+    /// No change of one direction alone is possible: the entry that refuses the access answers reads and writes
+    /// together, as a `register` does, and may refuse a write for its value.
     Together {
         /// The first line of the entry.
         at: GrantLine,
     },
-    /// Nothing: the entry that refuses the access is `final`.
+    /// No change is possible: the entry that refuses the access is `final`.
     Final {
         /// The first line of the entry.
         at: GrantLine,

@@ -217,8 +217,8 @@ pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
     }
 }
 
-/// Writes a line and the comment beside it. If the line would exceed the limit, the comment stands
-/// above.
+/// Writes a line and the comment beside it. If the two together would exceed the maximum length of
+/// a line, the comment stands above.
 fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Option<&str>) {
     let comment = comment.unwrap_or_default();
     let last = line.rsplit('\n').next().map_or(0, str::len);

@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overrides_match_rule_of_reference(
+        fn entries_with_override_replace_exactly_the_entries_that_the_reference_states(
             entries in prop::collection::vec(
                 prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
             ),

@@ -354,7 +354,7 @@ impl Reader<'_> {
     }
 }
 
-/// The language version that this program reads.
+/// The version of the policy language that msrgate reads.
 const VERSION: &str = "1";
 
 /// Checks the version of the language that a text states before any line that is not TOML. If the

@@ -81,7 +81,7 @@ pub struct Register {
     pub vendor: Vendor,
     /// The description, in at most 90 bytes; empty if no list of registers has one.
     pub summary: &'static str,
-    /// The lists that name the register.
+    /// The lists of registers that name this register.
     pub sources: Sources,
 }
 

@@ -71,7 +71,7 @@ enum Origin {
 /// The loosest action that a remedy may give to some MSRs.
 #[derive(Clone, Copy)]
 pub(crate) enum Limit<'a> {
-    /// The action of a wider entry that is loosened.
+    /// The action of a wider entry that a narrower entry loosens in this direction.
     Loosened(&'a Action),
     /// The action of a wider entry that is loosened in the other direction only. A narrower entry
     /// may hide an included entry that would loosen this direction, too. A remedy's line then
@@ -90,7 +90,7 @@ impl<'a> Limit<'a> {
     }
 }
 
-/// The actions of one entry, with the processors on which it holds.
+/// A line of a remedy: its action in each direction, and the processors on which it holds.
 #[derive(Clone, Copy)]
 struct Row<'p> {
     place: Place<'p>,
@@ -121,7 +121,8 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// Returns the processors of an entry's `[[when]]`.
+    /// Returns the processors of an entry's `[[when]]` section. `None`: the entry holds on all
+    /// processors.
     fn place(&self, entry: &Entry) -> Place<'p> {
         let when = entry.when?;
         Some(self.policy.whens[when.number()].cpus())
@@ -140,7 +141,7 @@ impl<'p> Remedies<'p> {
     /// further `[[when]]` whose entry for these MSRs would contradict a new entry. The new entries
     /// repeat the actions that hold already, except for actions that are looser than `limits`. If
     /// another entry contradicts a new entry in one direction, the new entry inherits that
-    /// direction. It replaces the included entries nevertheless.
+    /// direction. The new entry replaces the included entries nevertheless.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,
@@ -255,8 +256,8 @@ impl<'p> Remedies<'p> {
         other.map(|(_, entry)| self.place(entry))
     }
 
-    /// Makes a line inherit if it contradicts a line of another `[[when]]`, or an entry that stays
-    /// in the policy.
+    /// Changes the action of a line to `inherit` in each direction in which the line contradicts a
+    /// line of another `[[when]]`, or an entry that stays in the policy.
     fn reconcile(&self, loose: &Entry, rows: &mut Vec<Row<'p>>) {
         let own = self.of_msrs(loose).filter_map(|(_, entry)| {
             let place = self.place(entry);

@@ -36,9 +36,9 @@ pub use tasks::Tasks;
 /// One access by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traced {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: a read or a write.
     pub access: Access,
     /// The value that was read or written, if the trace has it.
     pub value: Option<u64>,
@@ -55,8 +55,8 @@ pub struct Traced {
 pub enum Told {
     /// The policy let KVM handle the access, or answered it.
     Passed,
-    /// The policy refused the access, or would have refused it without audit mode. Nothing shows what KVM
-    /// makes of the access.
+    /// The policy refused the access, or would have refused it without audit mode. Nothing shows how KVM
+    /// would treat the access.
     Refused,
     /// KVM knows the MSR, and refused the access.
     Invalid,
@@ -89,7 +89,7 @@ impl fmt::Display for Traced {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Line {
-    /// An access.
+    /// An access of a guest, with its MSR.
     Access(Traced),
     /// An access that went to user space: an event `kvm_userspace_exit` of reason 29 or 30 (S1.3).
     /// The kernel records these events without the MSR.

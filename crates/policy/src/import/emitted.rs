@@ -171,7 +171,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads a line that only Rust has.
+    /// Reads a line that occurs in the Rust code, but not in the C code.
     fn rust(&mut self, line: &str) -> Result<(), &'static str> {
         let end = |value: &str| value.trim_end_matches([';', ',']).to_owned();
         if line == "Range {" {

@@ -73,7 +73,7 @@ struct Modifier {
     bitmap: String,
 }
 
-/// The bits that a template fixes.
+/// The bits of a register that a template sets to 0 or 1.
 #[derive(Clone, Copy)]
 struct Bits {
     fixed: u64,
@@ -129,17 +129,17 @@ fn template(bytes: &[u8]) -> serde_json::Result<Template> {
     serde_json::from_slice(bytes)
 }
 
-/// The effect of a guest's writes under KVM.
+/// The effect of a guest's writes of a register under KVM.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writes {
-    /// KVM refuses them, and the register always has the value that the VMM gave it.
+    /// KVM refuses the writes, and the register always has the value that the VMM gave it.
     Constant,
-    /// KVM refuses them, but itself changes the value, does not take it from a VMM, or refuses
-    /// reads, too.
+    /// KVM refuses the writes. But KVM itself changes the register's value, does not take the value
+    /// from a VMM, or refuses reads, too.
     Refused,
-    /// KVM drops them.
+    /// KVM drops the writes: they succeed, and have no effect.
     Dropped,
-    /// They may change the register.
+    /// The writes may change the register.
     Taken,
 }
 
@@ -238,10 +238,11 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
     drafts.lose(None, what);
 }
 
-/// The first line of a list, of today's tools and of older ones.
+/// The first lines that a list of MSRs may have: the first string is that of today's tools, the
+/// second that of older ones.
 const HEADS: [&str; 2] = ["MSR_ADDR,VALUE", "MSR_ADDR,STATUS,VALUE"];
 
-/// Returns true if a line is the head of a list.
+/// Returns true if a line is the first line of a list of MSRs, which names the columns.
 pub(super) fn is_head(line: &str) -> bool {
     HEADS
         .iter()
@@ -254,7 +255,7 @@ pub(super) fn is_whole(line: &str) -> bool {
     is_head(line) || row(line).is_some()
 }
 
-/// A line of a list.
+/// A line of a list of MSRs below the first line.
 #[derive(Clone, Copy)]
 enum Row {
     /// The address of a register that a guest could read.

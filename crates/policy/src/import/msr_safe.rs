@@ -13,21 +13,21 @@ use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
 
-/// A line that is an entry.
+/// A line of an allowlist that names an MSR.
 struct Entry {
     index: MsrIndex,
     writable: u64,
     comment: String,
 }
 
-/// The content of a line.
+/// The content of a line of an allowlist.
 enum Line {
     Entry(Entry),
     Nothing,
     Unreadable,
 }
 
-/// Returns true if a line looks like an entry.
+/// Returns true if a line has the form of an allowlist's entry.
 pub(super) fn is_entry(line: &str) -> bool {
     matches!(parse(line), Line::Entry(_))
 }
@@ -53,7 +53,7 @@ fn is_header(line: &str) -> bool {
     comment.is_some_and(|text| text.to_ascii_lowercase().contains("write mask"))
 }
 
-/// Returns the text of a line that is a comment.
+/// Returns the text after the `#` if a line is a comment.
 fn commented(line: &str) -> Option<&str> {
     let line = line.trim_start();
     line.starts_with('#').then(|| line.trim_start_matches('#'))

@@ -13,7 +13,7 @@ pub struct CompiledFilter {
     pub made_for: Option<String>,
 }
 
-/// A filter with the reasons for which accesses are to exit, if the file states them.
+/// A filter, with the reasons for which KVM is to exit to user space, if the file states them.
 pub(super) struct Compiled {
     pub(super) filter: Filter,
     pub(super) made_for: Option<String>,

@@ -15,7 +15,7 @@ use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The comment above the learnt entries for accesses that the guest got no further with.
+/// The comment above the learnt entries that do not allow any access.
 const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, and went on.";
 
 /// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
@@ -89,7 +89,7 @@ fn changed(
     })
 }
 
-/// The changes to a policy.
+/// The changes that learning makes to a policy.
 #[derive(Default)]
 struct Plan<'s> {
     msrs: BTreeMap<MsrIndex, Change<'s>>,
@@ -294,7 +294,7 @@ impl Change<'_> {
     }
 }
 
-/// The paragraph in which a learnt entry stands.
+/// The paragraph of the policy's text in which a learnt entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Allowed,
@@ -328,11 +328,12 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
         .collect()
 }
 
-/// The part of a policy that refuses an access, as far as it matters for changing it.
+/// The part of a policy that refuses an access. On this part depends how the policy can be changed
+/// to allow the access.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum RefusedBy<'p> {
-    /// The `default`.
+    /// The policy's `default`.
     Default,
     /// An entry that was learnt for another access, or without knowing of KVM's answer.
     Learnt(&'p Entry),

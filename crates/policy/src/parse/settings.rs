@@ -226,8 +226,8 @@ impl Reader<'_> {
         self.said.iter().map(stated).collect()
     }
 
-    /// Combines the settings of all texts. An include may set only values that the policy has,
-    /// too.
+    /// Combines the settings of all texts. An include may give a setting only the value that the
+    /// policy gives it, too.
     pub(super) fn settings(&mut self) -> Option<Settings> {
         let mut said = std::mem::take(&mut self.said).into_iter();
         let mut all = said.next()?;

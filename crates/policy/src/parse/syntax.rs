@@ -12,8 +12,8 @@ use crate::selector::{SelectorError, parse_msrs};
 use crate::source::{Source, quoted};
 
 impl Reader<'_> {
-    /// Reports each line of the current text that is not TOML, once. Returns these lines, counted
-    /// from 1.
+    /// Reports each line of the current text that is not TOML, once. Returns the numbers of these
+    /// lines, counted from 1.
     pub(super) fn bad_lines<'e>(
         &mut self,
         errors: impl Iterator<Item = &'e toml::de::Error>,
@@ -84,7 +84,7 @@ fn advice(line: &str, column: usize, message: &str) -> Advice {
         })
 }
 
-/// Returns the advice that follows from the line alone.
+/// Returns the advice that follows from the form of the line, without the parser's message.
 fn by_shape(line: &str) -> Option<Advice> {
     let body = line.trim();
     if body.contains(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']) {

@@ -45,8 +45,8 @@ pub fn features() -> &'static [Feature] {
 }
 
 /// Returns true if a guest has this register, as far as CPUID tells: a feature that brings the
-/// register has its bit set, or no feature of the table brings the register. For other registers,
-/// the guest gets #GP, even if the host can read the register.
+/// register has its bit set, or no feature of the table brings the register. If the result is
+/// false, the guest gets #GP for the register, even if the host can read it.
 #[must_use]
 pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
     let brings = |feature: &&Feature| {

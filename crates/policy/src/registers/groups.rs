@@ -1,7 +1,7 @@
 //! Groups: sets of registers that belong together, such as `@mtrr` in a policy.
 //!
-//! The registers of a group are part of the language's version. A policy that names a group means
-//! the same registers as long as that version is read. A later version may add registers.
+//! The version of the language fixes the registers of each group. A policy that names a group means
+//! the same registers as long as msrgate reads that version. A later version may add registers.
 
 use std::ops::RangeInclusive;
 

@@ -238,7 +238,8 @@ fn by_name_suggests_names_for_misspelt_one() {
     assert_eq!(by_name(&"X".repeat(1 << 20)), Named::None(Vec::new()));
 }
 
-/// `MSR_IA32_PMC0` may mean two registers, but `IA32_PMC0` is the name that one of them has here.
+/// `MSR_IA32_PMC0` may mean two registers, but `IA32_PMC0` is the name that msrgate's table gives
+/// to one of them.
 #[test]
 fn by_name_returns_one_register_for_own_name_that_another_has_with_prefix() {
     assert_eq!(one("IA32_PMC0").index, MsrIndex::new(0xc1));
@@ -327,7 +328,7 @@ fn search_finds_registers_by_index_name_group_and_word() {
 }
 
 #[test]
-fn search_lists_register_of_that_name_before_others() {
+fn search_for_name_lists_register_of_that_name_before_others() {
     let Found::Registers { registers, exact } = search("MSR_EFER") else {
         panic!("a name");
     };

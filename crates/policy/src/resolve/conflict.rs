@@ -48,7 +48,7 @@ pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec
 struct Open<'e> {
     classes: HashMap<&'e Action, usize>,
     places: Vec<BTreeSet<Place>>,
-    /// The first entry of each class.
+    /// Of each class, the entry that ends first.
     heads: BTreeSet<(Place, usize)>,
 }
 

@@ -42,7 +42,7 @@ struct Promise {
 enum By {
     /// A final entry that has an action.
     Entry(EntryId),
-    /// The final entries of this text that inherit.
+    /// The final entries of this text that say `inherit`.
     Inheriting(SourceId),
 }
 
@@ -68,7 +68,7 @@ impl<'p> Finals<'p> {
     }
 
     /// Returns a mistake for each broken promise of the final entries that hold on these
-    /// processors. An overridden final entry keeps its promise.
+    /// processors. The promise of a final entry holds even if an override replaces the entry.
     pub(super) fn broken(&self, active: &Active, table: &Rules) -> Vec<Mistake> {
         let promises = Access::ALL.map(|access| self.promises(active, access));
         let mut mistakes = Vec::new();
@@ -187,7 +187,8 @@ impl<'p> Finals<'p> {
         all.filter(|&by| active.has(self.policy.entry(by)))
     }
 
-    /// Returns the final entry that makes the promise `by` about this MSR.
+    /// Returns the final entry that forbids looser actions for this MSR: the entry that `by` holds,
+    /// or, in the text that `by` holds, an entry that contains the MSR and says `inherit`.
     fn fixed(&self, active: &Active, by: By, index: MsrIndex, access: Access) -> Option<&'p Entry> {
         match by {
             By::Entry(id) => Some(self.policy.entry(id)),
@@ -202,8 +203,8 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// Returns true if the policy is in audit mode, so that accesses which this limit refuses are
-    /// let through.
+    /// Returns true if the policy is in audit mode, and therefore lets accesses through that this
+    /// limit refuses.
     fn is_lifted(&self, limit: &Action) -> bool {
         let stated = self.stated.first().and_then(|stated| stated.mode);
         // A limit with forwarded writes is lifted, too: in audit mode, a nested guest makes such a

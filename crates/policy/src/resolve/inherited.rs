@@ -14,7 +14,7 @@ use crate::policy::{Policy, SourceId, SourceSet};
 /// The MSRs that one entry decides in some texts.
 pub(super) struct Decided {
     pub(super) msrs: MsrRange,
-    /// The entry that decides. `None` is `default`.
+    /// The entry that decides about these MSRs. `None`: the `default` decides.
     pub(super) by: Option<EntryId>,
     pub(super) texts: SourceSet,
 }
@@ -58,7 +58,8 @@ pub(super) trait Limits {
     }
 }
 
-/// The final entries that inherit a direction, by text, with the data needed for the decisions.
+/// The final entries that say `inherit` for one direction, by text, with the data needed to find
+/// what they promise.
 pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
@@ -155,7 +156,7 @@ impl<'p> Inheriting<'p> {
 /// The item that begins or ends at an MSR.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
-    /// The MSRs for which a text inherits.
+    /// The MSRs of a text's final entries that say `inherit`.
     Text(SourceId),
     /// The MSRs of an entry: the number of the MSRs, the entry, and the class of texts that contain
     /// or include the entry.
@@ -169,7 +170,7 @@ type Ranked = (u64, EntryId);
 #[derive(Default)]
 struct Sweep {
     at: u64,
-    /// The texts that inherit at the current MSR.
+    /// The texts that have a final entry with `inherit` for the current MSR.
     texts: SourceSet,
     with_default: SourceSet,
     /// The classes of entries. A class is the set of texts that contain or include its entries.
@@ -177,7 +178,7 @@ struct Sweep {
     numbers: HashMap<SourceSet, usize>,
     /// The entries that contain the current MSR, by class.
     open: Vec<BTreeSet<Ranked>>,
-    /// The first entry of each class.
+    /// Of each class, the entry with the fewest MSRs that contains the current MSR.
     heads: BTreeSet<(Ranked, usize)>,
     /// The decisions at the previous MSR: the texts for which each holds, and the MSR since which
     /// it holds.

@@ -18,7 +18,7 @@ const MAX_WRAPPED: usize = 1 << 10;
 pub struct LineNumber(u64);
 
 impl LineNumber {
-    /// The number.
+    /// The number of the line, counted from 1.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -53,11 +53,11 @@ struct Parsed {
     text: Vec<u8>,
 }
 
-/// The end of a line.
+/// The way in which a line ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     LineFeed,
-    /// The end of the trace.
+    /// The line ends with the trace, without a line feed.
     Nothing,
 }
 

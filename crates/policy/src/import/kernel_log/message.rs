@@ -25,7 +25,7 @@ pub(super) enum Wording {
     Guest,
 }
 
-/// A message.
+/// A message of a kernel about an access of an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) index: MsrIndex,
@@ -52,7 +52,7 @@ const NAMES: [(&str, u32); 7] = [
 /// The words before a message of a guest's kernel, in small letters.
 pub(super) const OF_GUEST: &str = "unchecked msr access error:";
 
-/// Returns true if a message of KVM, or its beginning, may be in this text of small letters.
+/// Returns true if a text of small letters may contain a message of KVM, or the beginning of one.
 pub(super) fn is_of_kvm(text: &str) -> bool {
     text.contains("kvm") || text.contains("vcpu")
 }
@@ -179,7 +179,8 @@ fn wording(before: &str, is_call: bool) -> Option<Wording> {
     found.map(|(_, wording)| wording)
 }
 
-/// Parses an index that no letter follows directly, so that no digit of it is missing.
+/// Parses the index of an MSR. No letter may follow the index directly, so that no digit of it is
+/// missing.
 fn index(text: &str) -> Option<(MsrIndex, &str)> {
     let (index, rest) = hexadecimal(text)?;
     let is_cut = rest.starts_with(|next: char| next.is_ascii_alphanumeric());

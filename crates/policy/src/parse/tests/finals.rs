@@ -120,7 +120,7 @@ fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
 }
 
 #[test]
-fn final_entry_refuses_override_of_range_only_where_it_loosens() {
+fn final_entry_refuses_override_of_range_only_at_msrs_where_override_is_looser() {
     let org = (
         "org.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = { read = 'deny', write = 'deny', final = true }\n0x611 = { read = 'kill', write = 'deny' }\n",

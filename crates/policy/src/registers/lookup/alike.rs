@@ -24,7 +24,7 @@ const DECORATIONS: [&[u8]; 12] = [
     b"K8_",
 ];
 
-/// The stem of each name, and the place of its register, sorted by stem.
+/// The stem of each name, and the row of its register in the table of registers, sorted by stem.
 static STEMS: LazyLock<Vec<(Vec<u8>, u16)>> = LazyLock::new(|| {
     let stems = BY_NAME.iter().map(|place| (stem(name_at(*place)), place.0));
     let mut stems: Vec<_> = stems.collect();

@@ -20,16 +20,16 @@ pub enum Found {
     /// Registers with this name, then registers whose names or summaries contain all words of the
     /// text, best first.
     Registers {
-        /// The registers.
+        /// The registers that match the text, best match first.
         registers: Vec<&'static Register>,
         /// The number of registers at the beginning that have exactly this name. It is above one if
         /// code bases use the name for several registers.
         exact: usize,
     },
-    /// No register has the name. These have it without the decorations of code bases, such as
-    /// `X86X_MSR_`, sorted by index.
+    /// No register has the name, but these registers have it if the parts that code bases add, such
+    /// as `X86X_MSR_`, are left out. They are sorted by index.
     Alike(Vec<&'static Register>),
-    /// Nothing. The list has similar names, closest first, and may be empty.
+    /// No register matches the text. The list has similar names, closest first, and may be empty.
     Nothing(Vec<&'static str>),
 }
 

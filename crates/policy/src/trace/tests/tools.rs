@@ -232,7 +232,7 @@ fn task_is_found_by_name_number_or_both() {
 }
 
 #[test]
-fn several_vms_are_found_by_processes_and_by_threads_of_one_vcpu() {
+fn trace_of_several_vms_is_found_by_processes_or_by_threads_with_name_of_one_vcpu() {
     let vms = |tasks: &[(Option<&str>, u32, Option<u32>)]| {
         let mut all = Tasks::default();
         for (name, thread, process) in tasks {
