@@ -232,7 +232,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
 }
 
 /// Returns true if at least one access that the entry restricts gets an action no looser than the
-/// entry's.
+/// entry's own action.
 fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     let entry = compiled.policy().entry(id);
     Access::ALL.into_iter().any(|access| {

@@ -151,7 +151,7 @@ fn when(text: &mut String, mut when: Node) {
     }
 }
 
-/// Writes the entries of one table.
+/// Writes the entries of one table: of `[msrs]` or of a `[when.msrs]`.
 fn entries(text: &mut String, path: &str, msrs: Node) {
     let Node {
         comments,

@@ -49,7 +49,7 @@ pub struct Sighting {
     pub access: Access,
     /// The fate of the access: KVM carried it out, for example, or refused it.
     pub fate: Fate,
-    /// The first access of this kind.
+    /// The first access of this MSR in this direction with this fate.
     pub first: First,
 }
 

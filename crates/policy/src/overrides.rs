@@ -6,9 +6,9 @@ use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
 
-/// The text and the `[[when]]` that contain an entry. Together with the entry's MSRs, they decide
-/// which entries the entry can override. A policy has at most as many homes as files and
-/// `[[when]]`s, however many of its entries name the same MSRs.
+/// The text and the `[[when]]` that contain an entry. An entry's home and MSRs decide which other
+/// entries the entry can override. A policy has at most as many homes as files and `[[when]]`s,
+/// however many of its entries name the same MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Home {
     source: SourceId,

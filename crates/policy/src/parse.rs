@@ -362,7 +362,7 @@ const VERSION: &str = "1";
 ///
 /// # Errors
 /// Returns a mistake if the text is not a policy or has another version. Messages may then reveal
-/// nothing of the text but that version.
+/// nothing of the text but the version that it states.
 fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), MistakeKind> {
     let none = MistakeKind::NotAPolicy { line: None };
     let Some((_, version)) = document.get_key_value("policy") else {

@@ -168,7 +168,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Every list.
+    /// Every list of registers.
     pub const ALL: [Self; 10] = [
         Self::Ia32Doc,
         Self::Linux,

@@ -16,8 +16,8 @@ use crate::overrides::Overrides;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::print;
 
-/// Entries to be pasted into the policy together. They replace the included entries of the same
-/// MSRs.
+/// Entries to be pasted into the policy together. The pasted entries replace the included entries
+/// of the same MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
     pub(crate) lines: Vec<Line>,
@@ -48,7 +48,8 @@ impl Remedy {
 type Place<'p> = Option<&'p CpuSet>;
 
 /// The action of a remedy's line in one direction, with the origin of the action. If two lines
-/// contradict each other on a processor, the line whose action has the lesser origin gives way.
+/// contradict each other on a processor, the line whose action has the lesser [`Origin`] inherits
+/// instead.
 #[derive(Clone, Copy)]
 struct Said<'a> {
     action: &'a Action,
@@ -137,11 +138,11 @@ impl<'p> Remedies<'p> {
 
     /// Returns the entries that replace `loose` and the other included entries of its MSRs.
     ///
-    /// There is one new entry for each set of processors in `bases`. There is one more for each
-    /// further `[[when]]` whose entry for these MSRs would contradict a new entry. The new entries
-    /// repeat the actions that hold already, except for actions that are looser than `limits`. If
-    /// another entry contradicts a new entry in one direction, the new entry inherits that
-    /// direction. The new entry replaces the included entries nevertheless.
+    /// There is one new entry for each set of processors in `bases`. There is one more new entry
+    /// for each further `[[when]]` whose entry for these MSRs would contradict a new entry. The new
+    /// entries repeat the actions that hold already, except for actions that are looser than
+    /// `limits`. If another entry contradicts a new entry in one direction, the new entry inherits
+    /// that direction. The new entry replaces the included entries nevertheless.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,

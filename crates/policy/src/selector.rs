@@ -256,7 +256,7 @@ fn of_manual(text: &str, name: &str) -> SelectorError {
     }
 }
 
-/// Returns the ends of a range that is written with another joint than `..=`, such as `-` or `to`.
+/// Returns the ends of a range whose ends are not joined by `..=`, but by `-` or `to`, for example.
 fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
     let joints = ["..", "-", "\u{2013}", ":", "~", " to "];
     let (first, last) = joints.iter().find_map(|joint| text.split_once(joint))?;

@@ -42,7 +42,7 @@ pub struct Traced {
     pub access: Access,
     /// The value that was read or written, if the trace has it.
     pub value: Option<u64>,
-    /// The outcome for the guest.
+    /// The outcome of the access for the guest.
     pub outcome: Outcome,
     /// The result of the access, as far as a gate's event tells more of it than `outcome`. `None`: the line is
     /// no event of a gate.
@@ -69,7 +69,7 @@ pub enum Told {
 pub enum Outcome {
     /// The access succeeded: the guest went on.
     Done,
-    /// The guest got #GP, from KVM or from a filter. A trace does not tell which.
+    /// The guest got #GP, from KVM or from a filter. A trace does not tell from which of the two.
     Faulted,
 }
 
@@ -115,8 +115,8 @@ pub enum Line {
     Nothing,
     /// A line that cannot be read: garbled, cut off, or too long.
     Unreadable,
-    /// The last line, without a line feed. More of it may be missing, for example digits of a
-    /// number.
+    /// The last line, without a line feed. The end of the line may be missing, for example digits
+    /// of a number.
     CutOff,
 }
 

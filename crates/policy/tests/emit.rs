@@ -162,7 +162,7 @@ fn emitted_rust_module_compiles_and_holds_filter() {
     }
 }
 
-/// If the bytes that `emit` writes lie in memory from address 0 on, the call that sets a filter
+/// If the bytes that `emit` writes lie in memory from address 0 on, the ioctl that sets a filter
 /// reads the variant's filter from them.
 #[test]
 fn ioctl_that_sets_filter_reads_same_filter_from_emitted_abi_bytes() {

@@ -6,7 +6,7 @@ use crate::parse::{IncludeError, Includes};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The one file that a policy can include.
+/// The text of the one file that the policies of these tests can include.
 struct Base(&'static str);
 
 impl Includes for Base {

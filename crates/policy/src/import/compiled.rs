@@ -48,8 +48,8 @@ fn is_json(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// Returns true if bytes contain a byte that is 0. A text has no such byte; the ioctl's struct
-/// always has one, in its padding.
+/// Returns true if bytes contain a byte that is 0. A text has no byte that is 0; the struct of the
+/// ioctl always has one, in its padding.
 pub(super) fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }

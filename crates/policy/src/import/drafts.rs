@@ -54,8 +54,8 @@ impl Drafts {
         self.scope = scope;
     }
 
-    /// Adds an entry, which must not overlap other entries. MSRs that no entry may name are left
-    /// out, with a remark.
+    /// Adds a draft of an entry, which must not overlap the drafts that were added before. MSRs
+    /// that no entry may name are left out, with a remark.
     pub(super) fn say(&mut self, draft: &Draft) {
         for &range in draft.msrs.ranges() {
             self.say_range(draft, range);

@@ -2,8 +2,8 @@
 //!
 //! A custom CPU template is `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`. Before the
 //! guest starts, Firecracker sets the bits that are 0 or 1; bits that are `x` keep the host's
-//! values. A fingerprint contains a template of all registers as its `guest_cpu_config`. Neither
-//! tells which accesses a guest may make.
+//! values. A fingerprint contains a template of all registers as its `guest_cpu_config`. Neither a
+//! template nor a fingerprint tells which accesses a guest may make.
 //!
 //! A policy therefore gets a value only if all bits of the value are given and no write of the
 //! guest changes it. Otherwise a guest would read a value that it did not write, or its writes
@@ -249,8 +249,8 @@ pub(super) fn is_head(line: &str) -> bool {
         .any(|head| line.trim().eq_ignore_ascii_case(head))
 }
 
-/// Returns true if a line without its line feed still names its register: a comma and a value
-/// follow the index.
+/// Returns true if a last line whose line feed is missing still names its register: a comma and a
+/// value follow the index.
 pub(super) fn is_whole(line: &str) -> bool {
     is_head(line) || row(line).is_some()
 }
@@ -283,7 +283,8 @@ fn row(line: &str) -> Option<Row> {
     }
 }
 
-/// Reads a list of readable registers. The values are those of one moment, and are not used.
+/// Reads a list of readable registers. The values in the list are those of one moment, and are not
+/// used.
 pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
     let mut readable = std::collections::BTreeSet::new();

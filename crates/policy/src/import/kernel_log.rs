@@ -64,8 +64,8 @@ pub(super) fn first_message(bytes: &[u8]) -> Option<usize> {
     first.map(|entry| entry.number)
 }
 
-/// Returns true if a line without its line feed still names its register: a character follows the
-/// index, so no digit of the index is missing.
+/// Returns true if a last line whose line feed is missing still names its register: a character
+/// follows the index, so no digit of the index is missing.
 pub(super) fn is_whole(line: &str) -> bool {
     // A letter directly after the index makes a line unreadable, so a line that ends with its index
     // fails this check.
@@ -254,9 +254,10 @@ fn repetitions(line: &str) -> Option<usize> {
     times.parse().ok()
 }
 
-/// Returns the number of messages that were dropped, if a line in small letters reports some. They
-/// were dropped because of a rate limit, or because the reader of the log was too slow, and messages
-/// of KVM about MSRs may be among them. If the number is not in the line, it is 0.
+/// Returns the number of messages that were dropped, if a line in small letters reports some. The
+/// messages were dropped because of a rate limit, or because the reader of the log was too slow,
+/// and messages of KVM about MSRs may be among them. If the line does not have the number, the
+/// result is `Some(0)`.
 fn dropped(line: &str) -> Option<u64> {
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
         // The name of the kernel function that logs stands before the number, as in

@@ -1,7 +1,7 @@
-//! Reads allowlists of msr-safe: one MSR a line,
-//! `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may
-//! be written, and a comment. Every listed MSR may be read. According to the module's source, a
-//! write changes the bits of the mask and keeps the others.
+//! Reads allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff #
+//! "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may be written, and a comment.
+//! Every listed MSR may be read. According to msr-safe's source, a write changes the bits of the
+//! mask and keeps the others.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +32,8 @@ pub(super) fn is_entry(line: &str) -> bool {
     matches!(parse(line), Line::Entry(_))
 }
 
-/// Returns true if a line without its line feed is a whole entry: a blank or a comment follows the
-/// mask.
+/// Returns true if a last line whose line feed is missing is a whole entry: a blank or a comment
+/// follows the mask.
 pub(super) fn is_whole(line: &str) -> bool {
     line.contains('#') || is_entry(line) && line.ends_with(char::is_whitespace)
 }

@@ -6,7 +6,7 @@ use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompiledFilter {
-    /// The filter.
+    /// The filter that the file holds.
     pub filter: Filter,
     /// The processor that the filter was compiled for, as [`emit`](crate::emit) names it: any
     /// text. `None` if the file names no processor.

@@ -32,8 +32,8 @@ fn escape(text: &mut String, c: char) {
     }
 }
 
-/// Returns a string on lines of its own: the text's own lines, with long ones broken between
-/// words. No line exceeds the limit of a policy's lines.
+/// Returns a string on lines of its own: the text's own lines, with long ones broken between words.
+/// No line exceeds the maximum length of a line of a policy.
 pub(super) fn block(text: &str) -> String {
     let mut block = "\"\"\"\n".to_owned();
     let mut column = 0;

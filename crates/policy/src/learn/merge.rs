@@ -18,15 +18,17 @@ use crate::source::Source;
 /// The comment above the learnt entries that do not allow any access.
 const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, and went on.";
 
-/// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
+/// The comment above the learnt entries for MSRs that KVM knows, and of which KVM refused at least one access with
+/// #GP.
 const INVALID: &str = "# KVM knows these MSRs, and refused at least one access with #GP: for its value, or since the guest's processor lacks them.";
 
 /// Adds what a run of a guest needs to a policy.
 ///
 /// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed
-/// by an entry of its own. An access that an entry of the author refuses stays refused, and is
-/// listed. If KVM itself does not know the MSR, the entry says `deny` without events, so that the
-/// guest gets on every host what it got here. Comments and all else that the author wrote stay.
+/// by a learnt entry for this MSR alone. An access that an entry of the author refuses stays
+/// refused, and is listed. If KVM itself does not know the MSR, the entry says `deny` without
+/// events, so that the guest gets #GP on every host, as it did in this run. Comments and all else
+/// that the author wrote stay.
 ///
 /// # Errors
 /// [`LearnError`]: the policy has mistakes or does not fit a filter, without or with the learnt
@@ -96,7 +98,7 @@ struct Plan<'s> {
     kept: Vec<Kept>,
 }
 
-/// The change of the entry of one MSR.
+/// The change that learning makes to the entry of one MSR.
 #[derive(Default)]
 struct Change<'s> {
     /// The new actions, indexed by [`Access`]. `None`: the direction stays as it is.
@@ -198,7 +200,8 @@ impl<'s> Plan<'s> {
         }
     }
 
-    /// Lists the accesses of an MSR as kept, since no key is left for an entry of it.
+    /// Moves the accesses of an MSR to the list of refusals that are kept, because no key is left
+    /// for an entry of the MSR.
     fn keep(&mut self, index: MsrIndex) {
         let change = self.msrs.remove(&index).unwrap_or_default();
         for access in Access::ALL {

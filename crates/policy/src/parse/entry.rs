@@ -107,8 +107,8 @@ impl Reader<'_> {
         Some(entry)
     }
 
-    /// Reports a key below `[msrs]` that is a setting of the policy, or a part of an entry. Returns
-    /// true if the key is one.
+    /// Reports a key below `[msrs]` that is a setting of the policy or a part of an entry, and
+    /// returns true. Other keys are not reported.
     fn is_misplaced(&mut self, item: Item<'_>, when: Option<WhenId>) -> bool {
         let key = item.key.text;
         let help = if words::TOP.contains(&key) {

@@ -42,8 +42,8 @@ impl Reader<'_> {
     }
 }
 
-/// Returns the lines from the opening brace of a broken inline table to a place in it. The search
-/// looks back at most 16 KiB for the brace.
+/// Returns the lines from the opening brace of a broken inline table to the place `at` in that
+/// table. The search looks back at most 16 KiB for the brace.
 fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     const FAR: usize = 1 << 14;
     let from = at.saturating_sub(FAR);
@@ -116,7 +116,7 @@ fn by_shape(line: &str) -> Option<Advice> {
     })
 }
 
-/// Returns advice about the head of a table without its closing bracket.
+/// Returns advice about the head of a table whose closing bracket is missing.
 fn of_a_head(line: &str, message: &str) -> Option<Advice> {
     let name = line.trim().trim_matches(['[', ']']).trim();
     let (why, head) = match message {
@@ -181,8 +181,8 @@ impl Word<'_> {
         self.text.starts_with('@') || self.text.contains("..")
     }
 
-    /// Returns the line with this word in quotes. If the line is not just a key and a value or a
-    /// head, returns the quoted word alone.
+    /// Returns the line with this word in quotes. If the line is anything else than a key with its
+    /// value or the head of a table, returns the quoted word alone.
     fn quoted_in(&self, line: &str) -> String {
         let meant = match parse_msrs(self.text) {
             Err(

@@ -96,7 +96,7 @@ cpu = {}
 }
 
 #[test]
-fn print_merges_includes() {
+fn print_writes_policy_and_its_includes_as_one_text() {
     let base = "policy = 1\n[msrs]\nIA32_PAT = \"r\"\nIA32_EFER = \"rw\"\n0x10 = \"r\"\n";
     let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"base.toml\"]\n[msrs]\n0x10 = \"r\"\n\
                 IA32_PAT = { read = \"allow\", write = \"allow\", override = true }\n";

@@ -33,7 +33,7 @@ struct Promise {
     msrs: MsrRange,
     limit: Action,
     by: By,
-    /// The entry from which the limit comes. `None`: the limit is the policy's `default`.
+    /// The entry whose action is the limit. `None`: the limit is the policy's `default`.
     source: Option<EntryId>,
 }
 
@@ -130,7 +130,7 @@ impl<'p> Finals<'p> {
 
     /// Returns the promises of final entries with `inherit`. Such an entry promises the decision
     /// that its own text makes together with the text's includes. If the same entry decides in
-    /// several texts, the promise of the first text stands for all. If audit mode lifts the
+    /// several texts, only the promise of the first text is returned. If audit mode lifts the
     /// promise, each text has a promise of its own.
     fn inherited(
         &self,
@@ -296,10 +296,10 @@ impl<'p> Finals<'p> {
         found
     }
 
-    /// Returns the entry that breaks a promise. This is the deciding entry if its MSRs lie within
-    /// the MSRs of the entry that sets the limit. Otherwise it is an override of the entry that
-    /// sets the limit, preferably an override that inherits. If there is no override, it is the
-    /// deciding entry.
+    /// Returns the entry that breaks a promise. If the MSRs of the deciding entry lie within the
+    /// MSRs of the entry that sets the limit, the deciding entry breaks the promise. Otherwise an
+    /// override of the entry that sets the limit does, preferably an override that inherits. If
+    /// there is no override, the deciding entry does.
     fn blamed(
         &self,
         active: &Active,

@@ -28,9 +28,10 @@ pub(super) trait Limits {
     fn is_lifted(&self, limit: &Action) -> bool;
 
     /// Removes the decisions at one MSR that a policy cannot break without breaking a kept
-    /// decision, too. These are the decisions that are not the strictest, and the repetitions by
-    /// later texts. Of different decisions that are not masks, two are kept. A decision that audit
-    /// mode lifts is kept once for each text; `told` has the texts for which it was kept.
+    /// decision, too. The removed decisions are those that are not the strictest, and the
+    /// repetitions by later texts. Of different decisions that are not masks, two are kept. A
+    /// decision that audit mode lifts is kept once for each text; `told` has the texts for which it
+    /// was kept.
     fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
         if all.len() <= 2 {
             return;
@@ -98,9 +99,9 @@ impl<'p> Inheriting<'p> {
         }
     }
 
-    /// Returns the decisions that may be broken, in the order of their MSRs. `holds` tells if an
-    /// entry holds, overridden or not; `overriding` returns the entries that hold and override a
-    /// given entry; `has_default` tells if a text has a `default`.
+    /// Returns the decisions of texts that a policy must not loosen, in the order of their MSRs.
+    /// `holds` tells if an entry holds, overridden or not; `overriding` returns the entries that
+    /// hold and override a given entry; `has_default` tells if a text has a `default`.
     pub(super) fn decided<O: Iterator<Item = EntryId>>(
         &self,
         holds: impl Fn(EntryId) -> bool,

@@ -21,7 +21,7 @@ struct Object<'l> {
     index: Option<Number>,
     /// The index of the MSR, under the key that events of gates use.
     msr: Option<Number>,
-    /// The action that a gate took.
+    /// The action that a gate gave to the access.
     #[serde(borrow)]
     action: Option<Cow<'l, str>>,
     /// The reason for which the access became an event.

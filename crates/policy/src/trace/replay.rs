@@ -86,7 +86,7 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// All lines.
+    /// The number of all lines.
     pub lines: u64,
     /// Accesses that the policy allows.
     pub allowed: u64,
@@ -291,13 +291,13 @@ impl<'c> Replay<'c> {
         Fate::Unsure
     }
 
-    /// The policy.
+    /// The policy against which the trace is replayed.
     #[must_use]
     pub const fn policy(&self) -> &'c Policy {
         self.policy
     }
 
-    /// The variant of the policy.
+    /// The variant of the policy against which the trace is replayed.
     #[must_use]
     pub const fn variant(&self) -> &'c Variant {
         self.variant

@@ -50,7 +50,7 @@ fn parse_line_reads_output_of_each_tool() {
 }
 
 #[test]
-fn parse_line_keeps_value_and_outcome() {
+fn parse_line_returns_value_and_outcome_of_access() {
     let fault = "x-1 [001] 1.2: kvm_msr: msr_write 1d9 = 0xffffffffffffffff (#GP)";
     assert_eq!(
         parse_line(fault.as_bytes()),

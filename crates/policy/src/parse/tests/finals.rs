@@ -183,7 +183,7 @@ fn final_override_does_not_lift_replaced_final_entry() {
 }
 
 #[test]
-fn final_entries_of_two_includes_both_hold() {
+fn policy_must_not_loosen_final_entry_of_either_of_two_includes() {
     let other = (
         "other.toml",
         "policy = 1\n[msrs]\n'0x610..=0x61f' = { read = 'kill', write = 'allow', final = true }\n",

@@ -12,13 +12,13 @@ use crate::selector::index_readings;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Found {
-    /// The text is a group.
+    /// The text is the name of a group.
     Group(&'static Group),
     /// The text is an index. Digits alone may be decimal or hexadecimal: these are all readings of
     /// the text, the likeliest first. The register table may have no name for an index.
     Indices(Vec<MsrIndex>),
-    /// Registers with this name, then registers whose names or summaries contain all words of the
-    /// text, best first.
+    /// Registers whose name is the text, then registers whose names or summaries contain all words
+    /// of the text, best first.
     Registers {
         /// The registers that match the text, best match first.
         registers: Vec<&'static Register>,
