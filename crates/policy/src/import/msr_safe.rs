@@ -1,7 +1,7 @@
-//! Reads allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff #
-//! "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may be written, and a comment.
-//! Every listed MSR may be read. According to msr-safe's source, a write changes the bits of the
-//! mask and keeps the others.
+//! Reads allowlists of msr-safe: one MSR a line,
+//! `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may
+//! be written, and a comment. Every listed MSR may be read. According to msr-safe's source, a
+//! write changes the bits of the mask and keeps the others.
 
 use std::collections::BTreeMap;
 

@@ -26,9 +26,9 @@ const INVALID: &str = "# KVM knows these MSRs, and refused at least one access w
 ///
 /// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed
 /// by a learnt entry for this MSR alone. An access that an entry of the author refuses stays
-/// refused, and is listed. If KVM itself does not know the MSR, the entry says `deny` without
-/// events, so that the guest gets #GP on every host, as it did in this run. Comments and all else
-/// that the author wrote stay.
+/// refused, and is listed. If KVM refused the access because it does not know the MSR, or if a
+/// trace shows #GP for every such access, the entry says `deny` without events, so that the guest
+/// gets #GP on every host, as it did in this run. Comments and all else that the author wrote stay.
 ///
 /// # Errors
 /// [`LearnError`]: the policy has mistakes or does not fit a filter, without or with the learnt

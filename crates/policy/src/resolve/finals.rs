@@ -298,8 +298,8 @@ impl<'p> Finals<'p> {
 
     /// Returns the entry that breaks a promise. If the MSRs of the deciding entry lie within the
     /// MSRs of the entry that sets the limit, the deciding entry breaks the promise. Otherwise an
-    /// override of the entry that sets the limit does, preferably an override that inherits. If
-    /// there is no override, the deciding entry does.
+    /// override of the entry that sets the limit breaks the promise, preferably an override that
+    /// inherits. If there is no override, the deciding entry breaks it.
     fn blamed(
         &self,
         active: &Active,

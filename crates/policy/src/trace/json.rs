@@ -111,7 +111,7 @@ fn outcome(action: Option<&str>) -> Outcome {
     }
 }
 
-/// Returns the result of the access that an event with this reason and this action tells.
+/// Returns the result of the access that an event with this reason and this action reports.
 fn told(reason: Option<&str>, action: Option<&str>) -> Option<Told> {
     match (reason, action?) {
         (Some("unknown"), _) => Some(Told::Unknown),

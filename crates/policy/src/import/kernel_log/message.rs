@@ -7,21 +7,27 @@ use crate::import::hexadecimal;
 /// The wording of a message, which differs by kernel and by the part of KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wording {
-    /// `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x391 data 0x1`.
+    /// A message that KVM refused the access: `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x391
+    /// data 0x1`.
     Refused,
-    /// `ignored rdmsr: 0x1c9 data 0x0`.
+    /// A message that KVM ignored the access: `ignored rdmsr: 0x1c9 data 0x0`.
     Ignored,
-    /// `Unhandled WRMSR(0x186) = 0x130079`, `Unhandled RDMSR(0x40000021)`.
+    /// A message in the form of a function call: `Unhandled WRMSR(0x186) = 0x130079`, `Unhandled
+    /// RDMSR(0x40000021)`.
     Call,
-    /// `disabled perfctr wrmsr: 0x186 data 0x1`, `unimplemented perfctr wrmsr: …`.
+    /// A message about a performance counter: `disabled perfctr wrmsr: 0x186 data 0x1`,
+    /// `unimplemented perfctr wrmsr: …`.
     Perfctr,
-    /// `Hyper-V uhandled wrmsr: 0x40000004 data 0x94`, and other spellings.
+    /// A message of KVM's Hyper-V emulation: `Hyper-V uhandled wrmsr: 0x40000004 data 0x94`, and
+    /// other spellings.
     HyperV,
-    /// `unimplemented wrmsr: 0xc0010115 data 0x0`, `unimplemented HWCR wrmsr: 0x80`.
+    /// A message about a write that KVM does not implement: `unimplemented wrmsr: 0xc0010115 data
+    /// 0x0`, `unimplemented HWCR wrmsr: 0x80`.
     Unimplemented,
-    /// `MSR_IA32_DEBUGCTLMSR 0x1, nop`.
+    /// A message that a write has no effect: `MSR_IA32_DEBUGCTLMSR 0x1, nop`.
     NoEffect,
-    /// `unchecked MSR access error: WRMSR to 0x48 (tried to write 0x4)`, from a guest's kernel.
+    /// A message of a guest's own kernel: `unchecked MSR access error: WRMSR to 0x48 (tried to
+    /// write 0x4)`.
     Guest,
 }
 

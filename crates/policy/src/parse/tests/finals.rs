@@ -154,7 +154,7 @@ fn final_entry_refuses_override_of_range_only_at_msrs_where_override_is_looser()
 /// If a final override replaces a final entry, a further override must not be looser than either
 /// final entry.
 #[test]
-fn final_override_does_not_lift_replaced_final_entry() {
+fn override_that_is_final_does_not_end_limit_of_final_entry_that_it_replaces() {
     let mid = |says: &str| {
         let text = format!(
             "policy = 1\ninclude = ['org.toml']\n[msrs]\n0x611 = {{ {says}, override = true, final = true }}\n"

@@ -1,5 +1,5 @@
-//! Names without the decorations of code bases: `X86X_MSR_TSC`, `MSR_K8_LSTAR` and `IA32_KERNEL_GSBASE`
-//! are other code's words for `TSC`, `LSTAR` and `KERNEL_GS_BASE`.
+//! Names without the decorations of code bases: `X86X_MSR_TSC`, `MSR_K8_LSTAR` and `IA32_KERNEL_GSBASE` are the names
+//! that other code bases use for `TSC`, `LSTAR` and `KERNEL_GS_BASE`.
 
 use std::sync::LazyLock;
 

@@ -14,8 +14,8 @@ use super::{key, name_at};
 /// The maximum number of names suggested.
 const SUGGESTIONS: usize = 3;
 
-/// The maximum number of edits between a name and a suggestion. A fifth of the name's length is a
-/// second limit.
+/// The maximum number of edits between a name and a suggestion. The number of edits is also at most
+/// a fifth of the name's length.
 const FARTHEST: usize = 4;
 
 /// The maximum number of names to which the edit distance of one misspelt name is measured. No
