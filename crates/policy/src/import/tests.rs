@@ -361,7 +361,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn import_of_random_filter_round_trips(filter in any_filter()) {
+    fn import_of_random_filter_gives_policy_that_decides_as_filter_does(filter in any_filter()) {
         let compiled = round_trip(&filter);
         prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
         // A filter that msrgate packed itself must round-trip to an equal filter, too.

@@ -392,7 +392,7 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
 /// If included entries loosen an entry as a whole, the entry still states what its author wants to
 /// refuse, so no warning advises to delete the entry.
 #[test]
-fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
+fn enforcement_lists_entry_that_included_entries_loosen_as_a_whole_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
     let text = format!("{HEAD}'0x610..=0x611' = 'none'\n");
     assert_eq!(

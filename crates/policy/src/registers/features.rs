@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_sorted_and_name_known_registers() {
+    fn table_of_cpuid_features_is_sorted_and_names_known_registers() {
         let key = |feature: &Feature| {
             let bit = feature.bit;
             (bit.leaf, bit.subleaf, bit.register as u8, bit.bit)
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn features_expect_writes_of_command_registers_and_reads_of_report_registers() {
+    fn cpuid_features_list_writes_of_command_registers_and_reads_of_report_registers() {
         let of = |name: &str, access| -> Vec<u32> {
             let feature = features().iter().find(|one| one.bit.feature == name);
             feature.unwrap().msrs(access).map(MsrIndex::get).collect()

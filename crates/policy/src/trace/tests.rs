@@ -253,7 +253,7 @@ fn all(trace: &[u8], buffer: usize) -> Vec<(u64, Line)> {
 }
 
 #[test]
-fn next_line_is_independent_of_buffer_size() {
+fn next_line_returns_same_lines_for_every_buffer_size() {
     let trace = b"# head\n\na-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7\r\nwhat\na-1 [0] 1.2: kvm_msr: msr_write 10 = 0x1";
     let wanted = [
         (1, Line::Nothing),
