@@ -376,7 +376,7 @@ pub(crate) struct ExecArgs {
 #[derive(Debug, Args)]
 #[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]\n       msrgate learn [OPTIONS] -o <POLICY> --from <FILE>...", after_help = LEARN_STATUS)]
 pub(crate) struct LearnArgs {
-    /// Write the policy to this file when the run has ended
+    /// Write the policy to this file when the run has ended; with --from, `-` is standard output
     #[arg(short, long, value_name = "POLICY")]
     pub(crate) output: PathBuf,
     /// The VMM and its arguments

@@ -114,6 +114,46 @@ fn learn_from_merges_into_policy_and_keeps_its_authors_entries() {
     }
 }
 
+/// Without `-o -`, the same policy goes to a file. Messages go to standard error in both cases.
+#[test]
+fn learn_from_to_dash_writes_policy_to_standard_output() {
+    let base = "policy = 1\n";
+    let policy = format!("include = [\"base.toml\"]\n{POLICY}");
+    for merge in [&["--merge", "p.toml"][..], &[]] {
+        let files = [
+            ("e.jsonl", EVENTS),
+            ("p.toml", &policy),
+            ("base.toml", base),
+        ];
+        let folder = Folder::new(&files);
+        let learn = |output| {
+            let learn = ["learn", "--from", "e.jsonl", "-o", output];
+            folder.run(&[&learn[..], merge].concat())
+        };
+        let (code, out, err) = learn("-");
+        assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), files.len());
+        assert!(err.contains("the policy was learnt from "), "{err}");
+        assert!(!err.contains("next:"), "{err}");
+        assert_eq!(learn("new.toml").0, code);
+        assert_eq!(out, folder.read("new.toml"));
+    }
+}
+
+/// The link stays, and its target is made.
+#[test]
+fn learn_to_dangling_link_makes_target_of_link() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS)]);
+    for (target, made) in [("new.toml", 0), ("absent/new.toml", 2)] {
+        let link = folder.path("link");
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "link"]);
+        assert_eq!(code, Some(made), "{err}");
+        assert_eq!(fs::read_link(&link).unwrap(), PathBuf::from(target));
+        assert_eq!(folder.path(target).exists(), made == 0);
+        fs::remove_file(link).unwrap();
+    }
+}
+
 #[test]
 fn learn_from_nothing_writes_no_file() {
     let folder = Folder::new(&[("none.txt", "# tracer: nop\n")]);

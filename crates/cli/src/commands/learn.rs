@@ -10,7 +10,7 @@ mod sightings;
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
@@ -24,7 +24,7 @@ use crate::cli::LearnArgs;
 use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
 use crate::files::{Files, Inode, Place};
 use crate::links::{self, Target};
-use crate::load::Input;
+use crate::load::{Input, is_standard_input};
 use crate::named;
 use crate::output::count;
 use crate::whole::{self, Content};
@@ -39,10 +39,10 @@ const UNKNOWN: &str = "unknown = { read = \"deny\", write = \"deny\", log = \"fi
 /// The exit status if accesses are missing from the policy.
 const NOT_ALL: u8 = 1;
 
-pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
+pub(super) fn run(args: &LearnArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     check_output(args)?;
     if args.vmm.is_empty() {
-        return from::run(args);
+        return from::run(args, out);
     }
     // A policy with mistakes is refused before the run. It is read again after the run, since its author may
     // edit it in the meantime.
@@ -93,14 +93,30 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     written(args, &host, &snapshot, status)
 }
 
-/// Checks that the file of the new policy can be written, so that a wrong name is found before the VMM runs. A file
-/// that does not exist is made and removed again: if this process is killed, it leaves none.
+/// Returns true if `-o` means standard output.
+fn is_to_standard_output(args: &LearnArgs) -> bool {
+    is_standard_input(&args.output)
+}
+
+/// Returns the name of the new policy in messages.
+fn output_name(args: &LearnArgs) -> String {
+    if is_to_standard_output(args) {
+        "the policy".to_owned()
+    } else {
+        named::shown(&args.output)
+    }
+}
+
+/// Checks that the file of the new policy can be written, so that a wrong name is found before the VMM runs.
 ///
 /// # Errors
 /// The file cannot be written, or has content and is not the policy of `--merge`.
 fn check_output(args: &LearnArgs) -> Result<(), Failure> {
     let path = &*args.output;
-    if path.as_os_str() == "-" {
+    if is_to_standard_output(args) {
+        if args.vmm.is_empty() {
+            return Ok(());
+        }
         return Err(Failure::Usage(
             "-o - is refused: standard output is the VMM's; name a file".to_owned(),
         ));
@@ -109,10 +125,13 @@ fn check_output(args: &LearnArgs) -> Result<(), Failure> {
         what: named::name(path),
         why: format!("cannot be written: {error}"),
     };
-    match File::options().write(true).create_new(true).open(path) {
-        Ok(_) => fs::remove_file(path).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let there = fs::metadata(path).map_err(failed)?;
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match links::follow(path).map_err(failed)? {
+                Target::Path(there) | Target::Open(there) => whole::check_new(&there),
+            }
+        }
+        Ok(there) => {
             let is_blank = there.is_file() && there.len() == 0;
             let is_recording = args.from.iter().any(|one| is_same(one, path));
             let is_old = args.merge.as_ref().is_some_and(|old| is_same(old, path));
@@ -210,7 +229,7 @@ impl Old {
     /// The policy cannot be read, or has mistakes, or includes files that the new policy would not find.
     fn read(args: &LearnArgs) -> Result<Self, Failure> {
         let Some(merge) = &args.merge else {
-            let source = Source::new(&named::shown(&args.output), EMPTY);
+            let source = Source::new(&output_name(args), EMPTY);
             return Ok(Self {
                 source,
                 place: None,
@@ -220,7 +239,7 @@ impl Old {
         let (_, included) = input.compiled_with_files(None)?;
         if let Place::File { folder, .. } = &input.place
             && !included.is_empty()
-            && folder_of(folder)? != folder_of(&folder_behind(&args.output)?)?
+            && folder_of(folder)? != folder_of(&folder_behind(args)?)?
         {
             let file = named::shown(merge);
             return Err(Failure::Usage(format!(
@@ -249,8 +268,12 @@ impl Old {
     }
 }
 
-/// Returns the folder of the file that a path leads to, or will lead to when the file is made.
-fn folder_behind(path: &Path) -> Result<PathBuf, Failure> {
+/// Returns the folder of the new policy's file, or the working folder for standard output.
+fn folder_behind(args: &LearnArgs) -> Result<PathBuf, Failure> {
+    let path = &*args.output;
+    if is_to_standard_output(args) {
+        return Ok(PathBuf::new());
+    }
     match links::follow(path) {
         Ok(Target::Path(path) | Target::Open(path)) => Ok(links::folder(&path).to_owned()),
         Err(error) => Err(not_found(path, &error)),
@@ -319,7 +342,7 @@ fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot)
 /// Says what was added to the policy, and what the policy goes on to refuse. `first` and `last` are words for the
 /// only run, and for the last one of several.
 fn tell_learnt(args: &LearnArgs, learnt: &Learnt, first: &str, last: &str) {
-    let file = named::shown(&args.output);
+    let file = output_name(args);
     let accesses = |number| count(number, "access", "accesses");
     let added = match (learnt.added.len(), learnt.unknown.len()) {
         (0, 0) => "which added nothing".to_owned(),

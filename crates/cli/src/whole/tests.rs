@@ -93,16 +93,18 @@ fn replace_gives_owner_and_mode_to_open_file_and_not_to_its_name() {
     fs::set_permissions(&victim, Permissions::from_mode(0o600)).expect("set");
     let before = fs::metadata(&victim).expect("a file");
 
-    let file = NamedTempFile::new_in(folder.path()).expect("a file");
-    fs::remove_file(file.path()).expect("removed");
-    symlink("victim", file.path()).expect("a link");
+    let file = unnamed(folder.path(), PRIVATE).expect("a file");
+    let name = folder.path().join("temporary");
+    link(&file, &name).expect("a name");
+    fs::remove_file(&name).expect("removed");
+    symlink("victim", &name).expect("a link");
     let access = Access::of_path(&old, &fs::metadata(&old).expect("a file")).expect("its access");
-    access.give(file.as_file()).expect("done");
+    access.give(&file).expect("done");
 
     let of = |one: &Metadata| (one.uid(), one.gid(), one.mode());
     let after = fs::metadata(&victim).expect("a file");
     assert_eq!(of(&after), of(&before));
-    let given = file.as_file().metadata().expect("a file");
+    let given = file.metadata().expect("a file");
     assert_eq!(given.mode() & 0o7777, 0o606);
     assert_eq!(given.uid() == 12345, is_root);
 }
