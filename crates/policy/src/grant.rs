@@ -146,9 +146,12 @@ fn beyond_default(compiled: &Compiled, index: MsrIndex, accesses: Accesses) -> G
     }
     let other = other_than(accesses);
     let mut variants = compiled.variants().iter();
-    let is_by_default = other
-        .is_none_or(|other| variants.all(|one| one.rule(index, other).by == DecidedBy::Default));
-    let entry = if is_by_default {
+    // The letters of an entry can say `deny` of the other direction, and not `kill`.
+    let is_in_letters = other.is_none_or(|other| {
+        *policy.default_action() == Action::Deny
+            && variants.all(|one| one.rule(index, other).by == DecidedBy::Default)
+    });
+    let entry = if is_in_letters {
         short(&key(index), accesses, &Action::Deny)
     } else {
         long(&key(index), accesses, "inherit", Replaces::Nothing)

@@ -306,12 +306,15 @@ pub enum MistakeKind {
         /// The first MSR whose accesses the gate must not carry out, with its name.
         msr: String,
     },
-    /// `unknown` is set although the default is deny: then the filter refuses the access, and KVM
+    /// `unknown` is set although the default refuses: then the filter refuses the access, and KVM
     /// does not report an unknown MSR (S5.1).
     #[error(
-        "`unknown` has no effect under `default = \"deny\"`, which refuses accesses of unknown MSRs first (S5.1)"
+        "`unknown` has no effect under `default = \"{default}\"`, which refuses accesses of unknown MSRs first (S5.1)"
     )]
-    UnknownNeedsAllow,
+    UnknownNeedsAllow {
+        /// The word for the default, `deny` or `kill`.
+        default: &'static str,
+    },
     /// `accept` names a gap that does not exist.
     #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
     UnknownGap {

@@ -252,7 +252,7 @@ pub struct Settings {
     pub name: Option<Box<str>>,
     /// The mode: enforce the policy, or only record what it would refuse (audit).
     pub mode: Mode,
-    /// The default action, allow or deny, for MSRs that no entry names.
+    /// The default action, allow, deny or kill, for MSRs that no entry names.
     pub default: Action,
     /// The answer to accesses of MSRs that KVM does not know.
     pub unknown: Unknown,

@@ -87,6 +87,7 @@ fn defaults(_: &mut SchemaGenerator) -> Schema {
         [
             "KVM handles MSRs that no entry names.",
             "Accesses of MSRs that no entry names are refused with #GP.",
+            "An access of an MSR that no entry names ends the VM, or the call that the guest is serving. Without a gate in the VMM it is refused with #GP.",
         ],
     )
 }

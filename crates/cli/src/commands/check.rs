@@ -186,7 +186,7 @@ fn print(
     enforced::print(out, compiled, detail)?;
     for variant in variants {
         let layout = Layout::of(terminal::of_results());
-        picture::draw(out, policy, variant, (detail, layout))?;
+        picture::draw(out, variant, (detail, layout))?;
     }
     writeln!(out, "digest {}", compiled.program().digest().short())?;
     Ok(())

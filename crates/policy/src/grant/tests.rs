@@ -45,7 +45,7 @@ fn assert_granted(
 ) {
     let (index, old) = (MsrIndex::new(index), compiled(before, base));
     let variants = old.program().variants();
-    let refuses = |variant: &&Variant| *variant.rule(index, access).action == Action::Deny;
+    let refuses = |variant: &&Variant| variant.rule(index, access).action.refuses();
     let refusing = variants
         .iter()
         .find(refuses)
@@ -87,6 +87,27 @@ fn grant_of_access_refused_by_default_adds_entry_or_changes_entry_of_same_msr() 
     ] {
         let (before, after) = (format!("{HEAD}{before}"), format!("{HEAD}{after}"));
         assert_granted(&before, "", 0x277, Access::Read, says, &after);
+    }
+}
+
+/// The letters of an entry cannot say `kill` of the other direction, which is to stay as it is.
+#[test]
+fn grant_of_access_refused_by_default_kill_keeps_other_direction() {
+    for (access, says, entry) in [
+        (
+            Access::Read,
+            "to allow: IA32_PAT = { read = \"allow\", write = \"inherit\" }",
+            "IA32_PAT = { read = 'allow', write = 'inherit' }",
+        ),
+        (
+            Access::Write,
+            "to allow: IA32_PAT = { read = \"inherit\", write = \"allow\" }",
+            "IA32_PAT = { read = 'inherit', write = 'allow' }",
+        ),
+    ] {
+        let before = "policy = 1\ndefault = 'kill'\n[msrs]\n";
+        let after = format!("{before}{entry}\n");
+        assert_granted(before, "", 0x277, access, says, &after);
     }
 }
 

@@ -277,8 +277,13 @@ impl Change<'_> {
                 Some(action) => action.word(),
                 None => match replaced {
                     Some(entry) => entry.action(access).map_or("inherit", Action::word),
-                    None if rules.all(is_by_default) => before.policy().default_action().word(),
-                    None => "inherit",
+                    None => match before.policy().default_action() {
+                        // These are the words that letters stand for.
+                        default @ (Action::Allow | Action::Deny) if rules.all(is_by_default) => {
+                            default.word()
+                        }
+                        _ => "inherit",
+                    },
                 },
             };
             edited.set(&key, &access.to_string(), Some(word.to_owned()));

@@ -73,7 +73,7 @@ impl MistakeKind {
             Self::NotLoggable { .. } => {
                 "write `log = \"first\"`, which records the first access of any MSR"
             }
-            Self::UnknownNeedsAllow => "delete `unknown`, or write `default = \"allow\"`",
+            Self::UnknownNeedsAllow { .. } => "delete `unknown`, or write `default = \"allow\"`",
             Self::OverridesNothing(_) => {
                 "delete `override = true`, because a narrower entry wins without it; to replace an included entry, write the same key as that entry"
             }

@@ -202,7 +202,7 @@ impl Reader<'_> {
         if self.said[0].default.is_none() && !self.has_lost_default {
             self.missing(
                 "default",
-                "write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`: it decides the MSRs that no entry names",
+                "write `default = \"deny\"`, `default = \"allow\"` or `default = \"kill\"` above `[msrs]`: it decides the MSRs that no entry names",
             );
         }
     }
@@ -274,8 +274,9 @@ impl Reader<'_> {
             .and_then(|(unknown, _)| unknown)
             .unwrap_or_default();
         let asks = (unknown.read, unknown.write) != Default::default();
-        if let (true, Action::Deny, Some(at)) = (asks, &default, unknown_at) {
-            self.report(at, MistakeKind::UnknownNeedsAllow);
+        if let (true, Some(at)) = (asks && default != Action::Allow, unknown_at) {
+            let default = default.word();
+            self.report(at, MistakeKind::UnknownNeedsAllow { default });
         }
         Some(Settings {
             name: all.name,

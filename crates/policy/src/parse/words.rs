@@ -89,7 +89,11 @@ pub(crate) const LOGS: Words<Log, 4> = [
 pub(crate) const MODES: Words<Mode, 2> = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 
 /// Words that the key `default` may have as its value.
-pub(crate) const DEFAULTS: Words<Action, 2> = [("allow", Action::Allow), ("deny", Action::Deny)];
+pub(crate) const DEFAULTS: Words<Action, 3> = [
+    ("allow", Action::Allow),
+    ("deny", Action::Deny),
+    ("kill", Action::Kill),
+];
 
 /// Words that the key `unknown` may have as its value.
 pub(crate) const UNKNOWNS: Words<Unknown, 2> = [

@@ -95,6 +95,16 @@ fn direction_allowed_by_wider_entry_stays_allowed() {
 }
 
 #[test]
+fn direction_that_default_kills_is_still_killed() {
+    let text = "policy = 1\ndefault = \"kill\"\n";
+    let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
+    let learnt = from(text, &[seen(0x277, Access::Write), unknown]);
+    assert_eq!(actions(&learnt.text, 0x277), [Action::Kill, Action::Allow]);
+    assert_eq!(actions(&learnt.text, 0x1c9), [Action::Deny, Action::Kill]);
+    assert_eq!(learnt.kept, []);
+}
+
+#[test]
 fn learnt_entry_avoids_key_that_author_uses() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_PAT = { read = \"allow\", write = \"inherit\" }\n";
     let learnt = from(text, &[seen(0x277, Access::Write)]);
