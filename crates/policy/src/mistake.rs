@@ -312,12 +312,12 @@ pub enum MistakeKind {
         "`unknown` has no effect under `default = \"deny\"`, which refuses accesses of unknown MSRs first (S5.1)"
     )]
     UnknownNeedsAllow,
-    /// `accept` names a gap that does not exist.
-    #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
-    UnknownGap {
-        /// The name in `accept` that is not a gap.
+    /// `accept` has a word that is neither a gap nor a warning.
+    #[error("`accept` cannot name \"{name}\", which is neither a gap nor a warning", name = one_line(name))]
+    UnknownAccepted {
+        /// The word in `accept` that is neither a gap nor a warning.
         name: String,
-        /// The advice, which lists the names of the known gaps.
+        /// The advice, which lists the known words.
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.
