@@ -9,12 +9,12 @@ mod within;
 use std::io::Write;
 
 use msrgate_policy::lint;
-use msrgate_policy::{Compiled, Cpu, shown_name};
+use msrgate_policy::{Compiled, shown_name};
 use serde::Serialize;
 
 pub(super) use enforced::{BypassRow, accepted};
 
-use crate::cli::{CheckArgs, Detail, Format, Severity};
+use crate::cli::{CheckArgs, Format, Severity};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};

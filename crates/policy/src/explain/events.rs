@@ -26,6 +26,8 @@ pub enum Events {
     EachRefused,
     /// Each access becomes an event.
     Each,
+    /// Each access becomes an event, and the VM's first access becomes two.
+    EachAndFirst,
 }
 
 /// Writes the accesses in words, without a full stop.
@@ -39,6 +41,9 @@ impl fmt::Display for Events {
             Self::FirstWouldBeRefused => "one for the first access that would be refused",
             Self::EachRefused => "one for each access that is refused",
             Self::Each => "one for each access",
+            Self::EachAndFirst => {
+                "one for each access, and another one for the first access by the VM"
+            }
         })
     }
 }
@@ -112,6 +117,7 @@ pub(super) fn of_unknown(explanation: &Explanation<'_>, mask: ReasonMask) -> Opt
     // A logged or audited access exits first because of the filter, and then because KVM does not know the
     // register.
     Some(match (of_known(explanation), at_unknown) {
+        (Events::First, Events::Each) => Events::EachAndFirst,
         (Events::Each, _) | (_, Events::Each) => Events::Each,
         (Events::First, _) | (_, Events::First) => Events::First,
         (_, at_unknown) => at_unknown,

@@ -80,8 +80,9 @@ pub(super) fn print(
         Severity::Error => anstyle::AnsiColor::Red,
     };
     let (style, word) = (colour.on_default().bold(), word(severity));
-    let mut title = |place: &str, message: &str| {
-        writeln!(out, "{style}{word}{style:#}[{code}]: {place}: {message}")
+    let title = |entry, message: &str| {
+        let place = place(policy, entry);
+        format!("{style}{word}{style:#}[{code}]: {place}: {message}")
     };
     let shown = match detail {
         // A punctured entry is one that an included entry within its range loosens. The punctured entries of
@@ -90,7 +91,7 @@ pub(super) fn print(
         Detail::Full => usize::MAX,
     };
     if let Some(heading) = first.code.heading() {
-        title(&place(policy, None), heading)?;
+        writeln!(out, "{}", title(None, heading))?;
         let lines: Vec<_> = warnings.iter().flat_map(|one| lines(policy, one)).collect();
         for line in lines.iter().take(shown) {
             writeln!(out, "  {line}")?;
@@ -99,7 +100,7 @@ pub(super) fn print(
         writeln!(out, "  help: {}", first.help)?;
     } else {
         for warning in warnings.iter().take(shown) {
-            title(&place(policy, warning.entry), &warning.message)?;
+            writeln!(out, "{}", title(warning.entry, &warning.message))?;
             print_bits(out, warning, detail)?;
             writeln!(out, "  help: {}", warning.help)?;
         }

@@ -56,6 +56,8 @@ const UNKNOWN: &str = "default = 'allow'\nunknown = 'ignore'";
 const UNKNOWN_ALL: &str = "default = 'allow'\nunknown = { read = 0, log = 'all' }";
 const UNKNOWN_DENIED: &str = "default = 'allow'\nunknown = { read = 0 }";
 const UNKNOWN_NONE: &str = "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'none' }";
+const UNKNOWN_FIRST: &str =
+    "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'denied' }";
 const UNKNOWN_AUDIT: &str = "default = 'allow'\nmode = 'audit'\nunknown = { read = 0 }";
 
 const KILL: &str = "0x10000 = { read = 'kill', write = 'kill' }";
@@ -113,7 +115,9 @@ const ROWS: &[Row] = &[
     row(UNKNOWN_DENIED, "", (NOWHERE, R), Events::NoRefusals, 0),
     row(UNKNOWN_DENIED, "", (NOWHERE, W), Events::Each, 3),
     row(UNKNOWN_NONE, "", (NOWHERE, W), Events::First, 3),
-    row(UNKNOWN_AUDIT, NONE, (SPARE, R), Events::Each, 3),
+    // Such an access exits twice if the filter is to see it, too.
+    row(UNKNOWN_AUDIT, NONE, (SPARE, R), Events::EachAndFirst, 3),
+    row(UNKNOWN_FIRST, "", (NOWHERE, W), Events::EachAndFirst, 3),
 ];
 
 /// Returns the number of events of three accesses.
@@ -143,6 +147,7 @@ fn gate_logs_accesses_that_explain_names() {
             Events::FirstWouldBeRefused => row.refused.min(1),
             Events::EachRefused => row.refused,
             Events::Each => 3,
+            Events::EachAndFirst => 4,
             _ => 0,
         };
         on_each(compiled.program(), 1, &GateOptions::new(), |machine| {
