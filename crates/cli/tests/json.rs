@@ -38,7 +38,7 @@ const ROWS: &[Row] = &[
             (&[ABSENT], "input"),
             (&["tests/policies/wide.toml"], "refused"),
             (&[GOOD, "--within", BAD], "mistakes"),
-            (&["-", "--within", "-"], "usage"),
+            (&[GOOD, "--cpu", "nonsense"], "usage"),
         ],
     },
     Row {

@@ -35,7 +35,7 @@ pub fn of_cpuid<'c>(
         "{refuses} that CPUID offers to guests on this host: {}",
         endings.join("; ")
     );
-    let help = "allow these registers, or clear their bits in the CPUID that the VMM gives its guest: a guest relies on such a bit";
+    let help = "allow these registers, or clear their bits in the CPUID that the VMM gives its guest: a guest that finds such a bit uses its registers";
     let warning = Warning {
         details: refused
             .iter()

@@ -12,6 +12,9 @@ use crate::cli::{Detail, Severity};
 use crate::failure::Failure;
 use crate::remark::Remark;
 
+/// The number of details that a line about one entry has, unless the user asks for all.
+const DETAILS: usize = 4;
+
 /// A warning, with its kind and its text.
 #[derive(Serialize)]
 pub(super) struct WarningRow {
@@ -92,11 +95,10 @@ pub(super) fn print(
     };
     if let Some(heading) = first.code.heading() {
         writeln!(out, "{}", title(None, heading))?;
-        let lines: Vec<_> = warnings.iter().flat_map(|one| lines(policy, one)).collect();
-        for line in lines.iter().take(shown) {
-            writeln!(out, "  {line}")?;
+        for warning in warnings.iter().take(shown) {
+            writeln!(out, "  {}", line(policy, warning, detail))?;
         }
-        more(out, code, lines.len().saturating_sub(shown))?;
+        more(out, code, warnings.len().saturating_sub(shown))?;
         writeln!(out, "  help: {}", first.help)?;
     } else {
         for warning in warnings.iter().take(shown) {
@@ -113,17 +115,25 @@ pub(super) fn print(
     Ok(())
 }
 
-/// Returns the lines of a warning below the heading of its kind.
-fn lines(policy: &Policy, warning: &Warning<'_>) -> Vec<String> {
+/// Returns the line of a warning below the heading of its kind: the entry, and its details.
+fn line(policy: &Policy, warning: &Warning<'_>, detail: Detail) -> String {
     let key = warning.entry.map_or("default".to_owned(), |entry| {
         let place = place(policy, warning.entry);
         format!("{place} {}", one_line(entry.key()))
     });
-    if warning.details.is_empty() {
-        return vec![key];
+    let shown = match detail {
+        Detail::Brief => DETAILS,
+        Detail::Full => usize::MAX,
+    };
+    let details: Vec<_> = warning.details.iter().take(shown).cloned().collect();
+    match (
+        details.join(", "),
+        warning.details.len().saturating_sub(shown),
+    ) {
+        (_, _) if details.is_empty() => key,
+        (details, 0) => format!("{key}: {details}"),
+        (details, more) => format!("{key}: {details} and {more} more"),
     }
-    let details = warning.details.iter();
-    details.map(|line| format!("{key}: {line}")).collect()
 }
 
 /// Prints the bits of CPUID that offer refused registers; if `detail` is brief, their number.
