@@ -74,7 +74,7 @@ pub enum Code {
 
 impl Code {
     /// All kinds of warnings.
-    pub(crate) const ALL: [Self; 12] = [
+    pub const ALL: [Self; 12] = [
         Self::SaysNothing,
         Self::DecidesNothing,
         Self::Nameless,
