@@ -67,7 +67,7 @@ fn asks_for_json(arguments: &[OsString]) -> bool {
         // The option `--format` of `compile` is about the file that it writes. This file is no answer, and
         // has no text form.
         let text = Format::Text.to_possible_value();
-        let values = format.map(|format| format.get_possible_values());
+        let values = format.map(clap::Arg::get_possible_values);
         values.is_some_and(|values| text.is_some_and(|text| values.contains(&text)))
     });
     let is_asked = own.iter().any(|one| one == "--format=json")

@@ -117,8 +117,7 @@ fn msrgate(command: &str, arguments: &[&str], more: &[&str]) -> Output {
 
 /// Returns the JSON on standard output, which has the version of its format.
 fn json(output: &Output, called: &str) -> Value {
-    let json: Value = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|why| panic!("{called}: {why}: {output:?}"));
+    let json: Value = serde_json::from_slice(&output.stdout).expect(called);
     assert_eq!(json["schema"], 1, "{called}: {json}");
     json
 }

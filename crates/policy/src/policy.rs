@@ -269,9 +269,9 @@ pub struct Settings {
 impl Settings {
     /// Returns the gaps that the author accepts. They are a part of what the policy enforces; an accepted
     /// warning is not.
-    pub(crate) fn gaps(&self) -> impl Iterator<Item = &Box<str>> {
-        let is_gap = |word: &&Box<str>| words::gaps().any(|gap| *gap == ***word);
-        self.accept.iter().filter(is_gap)
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = &str> {
+        let words = self.accept.iter().map(|word| &**word);
+        words.filter(|word| words::gaps().any(|gap| gap == *word))
     }
 }
 

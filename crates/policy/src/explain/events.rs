@@ -72,13 +72,12 @@ pub(super) fn of_known(explanation: &Explanation<'_>) -> Events {
     let is_audited =
         mode == Mode::Audit && explanation.access == Access::Write && action.refuses_some();
     match (explanation.log, refused(explanation)) {
-        (Log::All, _) => Events::Each,
+        (Log::All, _) | (Log::Denied, Refused::Always) => Events::Each,
         (Log::First, _) => Events::First,
         (Log::None | Log::Denied, _) if is_audited => Events::FirstWouldBeRefused,
         (Log::None, _) => Events::None,
         (Log::Denied, Refused::Never) => Events::NoRefusals,
         (Log::Denied, Refused::Some) => Events::EachRefused,
-        (Log::Denied, Refused::Always) => Events::Each,
     }
 }
 

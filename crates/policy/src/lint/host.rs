@@ -27,12 +27,12 @@ pub fn of_cpuid<'c>(
     if endings.is_empty() {
         return None;
     }
-    let refuses = match policy.settings().mode {
+    let start = match policy.settings().mode {
         Mode::Enforce => "the policy refuses registers",
         Mode::Audit => "with `mode = \"enforce\"` the policy would refuse registers",
     };
     let message = format!(
-        "{refuses} that CPUID offers to guests on this host: {}",
+        "{start} that CPUID offers to guests on this host: {}",
         endings.join("; ")
     );
     let help = "allow these registers, or clear their bits in the CPUID that the VMM gives its guest: a guest that finds such a bit uses its registers";

@@ -90,6 +90,7 @@ const ROWS: &[Row] = &[
     row(QUIET_AUDIT, KILL, (SPARE, R), Events::First, 3),
     row(AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
     row(QUIET_AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
+    row(FIRST_AUDIT, PIN, (LSTAR, W), Events::First, 2),
     row(AUDIT, REGISTER, (SPARE, W), Events::FirstWouldBeRefused, 2),
     row(AUDIT, "", (MsrIndex::MAX, R), Events::Each, 3),
     row(QUIET_AUDIT, "", (MsrIndex::MAX, W), Events::None, 3),
