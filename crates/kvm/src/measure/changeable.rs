@@ -90,15 +90,16 @@ mod tests {
     }
 
     /// KVM refuses each write of `IA32_MTRRCAP`, `IA32_PLATFORM_ID` and `MSR_RAPL_POWER_UNIT`, and drops those
-    /// of `MSR_AMD64_NB_CFG`. It keeps the values of the variable MTRRs, whose types must be known ones.
+    /// of `MSR_AMD64_NB_CFG`. It keeps the values of the variable MTRRs, whose types must be known ones, and of the
+    /// machine-check banks.
     #[test]
     fn changeable_registers_of_kvm_are_those_that_keep_a_guests_value() {
         let Some(host) = HostCaps::for_test() else {
             return;
         };
-        let mut kvm = KvmBackend::new(&host).expect("a VM");
+        let mut kvm = KvmBackend::with_machine_checks(&host).expect("a VM");
         let refused = [0xfe, 0x17, 0x606, 0xc001_001f];
-        let kept = [0x200, 0x201, 0x20e, 0x20f, 0xc000_0082];
+        let kept = [0x200, 0x201, 0x20e, 0x20f, 0x400, 0x47e, 0xc000_0082];
         let both = [&refused[..], &kept].concat();
         for _ in 0..2 {
             let found = changeable(&mut kvm, &all(&both));

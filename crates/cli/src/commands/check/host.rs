@@ -150,7 +150,8 @@ impl Asked {
         if registers.is_empty() {
             return Ok(registers);
         }
-        let mut guest = KvmBackend::new(&self.caps).map_err(|error| error.to_string())?;
+        let mut guest =
+            KvmBackend::with_machine_checks(&self.caps).map_err(|error| error.to_string())?;
         measure::changeable(&mut guest, &registers).map_err(|error| error.to_string())
     }
 }
