@@ -115,6 +115,9 @@ pub(crate) struct CheckArgs {
     /// The host whose CPUID and list of saved MSRs the policy is compared with
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) host: HostArg,
+    /// Exit with 1 if there is a warning that the policy's `accept` does not name
+    #[arg(long)]
+    deny_warnings: bool,
     /// List every entry, cluster and range, and all warnings
     #[arg(short, long)]
     verbose: bool,
@@ -125,6 +128,14 @@ pub(crate) struct CheckArgs {
 }
 
 impl CheckArgs {
+    pub(crate) const fn severity(&self) -> Severity {
+        if self.deny_warnings {
+            Severity::Error
+        } else {
+            Severity::Warning
+        }
+    }
+
     pub(crate) const fn detail(&self) -> Detail {
         if self.verbose {
             Detail::Full
@@ -132,6 +143,15 @@ impl CheckArgs {
             Detail::Brief
         }
     }
+}
+
+/// The severity of a warning that the policy does not accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severity {
+    /// The warning does not change the answer.
+    Warning,
+    /// The warning makes the answer a no.
+    Error,
 }
 
 /// The amount of detail in an answer for people. The JSON always has everything.

@@ -315,12 +315,12 @@ pub enum MistakeKind {
         /// The word for the default, `deny` or `kill`.
         default: &'static str,
     },
-    /// `accept` names a gap that does not exist.
-    #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
-    UnknownGap {
-        /// The name in `accept` that is not a gap.
+    /// `accept` has a word that is neither a gap nor a warning.
+    #[error("`accept` cannot name \"{name}\", which is neither a gap nor a warning", name = one_line(name))]
+    UnknownAccepted {
+        /// The word in `accept` that is neither a gap nor a warning.
         name: String,
-        /// The advice, which lists the names of the known gaps.
+        /// The advice, which lists the known words.
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.

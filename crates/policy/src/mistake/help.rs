@@ -24,7 +24,7 @@ impl MistakeKind {
             | Self::Hidden { help, .. }
             | Self::NoVendor { help, .. }
             | Self::NoProcessor { help, .. }
-            | Self::UnknownGap { help, .. }
+            | Self::UnknownAccepted { help, .. }
             | Self::Conflict { help, .. }
             | Self::Loosened { help, .. } => shown(help),
             Self::Unreadable { help, .. } => return help.as_deref().map(shown),
