@@ -80,6 +80,28 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     Ok(())
 }
 
+/// Writes a new file. The last of its links, if there are some, may lead to no file yet.
+///
+/// # Errors
+/// The file cannot be written, or another process has made it in the meantime; that file then stays as it is.
+pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let created = follow(path).and_then(|target| match target {
+        Target::Open(link) => Err(io::Error::other(format!("{} is open", shown(&link)))),
+        Target::Path(there) => {
+            let new = prepared(&there, bytes, None)?.file;
+            new.persist_noclobber(&there).map_err(|error| error.error)
+        }
+    });
+    created.map(drop).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::Input {
+            what: crate::named::name(path),
+            why: "another process made the file while msrgate worked, so msrgate did not write it"
+                .to_owned(),
+        },
+        _ => trouble(path, &error),
+    })
+}
+
 fn trouble(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: crate::named::name(path),

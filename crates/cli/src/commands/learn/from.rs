@@ -5,7 +5,8 @@ use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 use super::super::exec::say;
 use super::super::recordings::{check_standard_input, read};
-use super::{Old, check_output, put, tell_learnt, word};
+use super::output::{check_output, put};
+use super::{Old, tell_learnt, word};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, Failure};
 use crate::named;
