@@ -403,7 +403,7 @@ pub(crate) struct LearnArgs {
     #[arg(last = true, required_unless_present = "from", value_name = "VMM")]
     pub(crate) vmm: Vec<OsString>,
     /// Learn from these files in place of a run: events of `exec --events`, of an audit or of a gate, and traces of
-    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input
+    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input. All files together count as one run
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["vmm", "until"])]
     pub(crate) from: Vec<PathBuf>,
     /// Add to this policy what the run shows, and keep all that its author wrote

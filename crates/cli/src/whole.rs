@@ -97,6 +97,25 @@ pub(crate) fn check_new(path: &Path) -> Result<(), Failure> {
     made.map(drop).map_err(|error| trouble(path, &error))
 }
 
+/// Writes a new file. The last of its links, if there are some, may lead to no file yet.
+///
+/// # Errors
+/// The file cannot be written, or another process has made it in the meantime; that file then stays as it is.
+pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let created = follow(path).and_then(|target| match target {
+        Target::Open(link) => Err(io::Error::other(format!("{} is open", shown(&link)))),
+        Target::Path(there) => while_blocked(|| Prepared::new(&there, bytes, None)?.create(&there)),
+    });
+    created.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::Input {
+            what: crate::named::name(path),
+            why: "another process made the file while msrgate worked, so msrgate did not write it"
+                .to_owned(),
+        },
+        _ => trouble(path, &error),
+    })
+}
+
 fn trouble(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: crate::named::name(path),
@@ -233,6 +252,11 @@ impl Prepared {
         let given = fill(named.as_file(), bytes, old)?;
         let name = named.into_temp_path();
         Ok(Self { name, given })
+    }
+
+    /// Gives the file its name, which no file may have.
+    fn create(self, path: &Path) -> io::Result<()> {
+        Ok(self.name.persist_noclobber(path)?)
     }
 
     /// Gives the file its name, in place of the file that has it.

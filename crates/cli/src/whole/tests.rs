@@ -64,6 +64,26 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
     }
 }
 
+/// Two commands may work on one new file at once: the second one does not replace what the first one has written.
+#[test]
+fn create_of_file_that_another_process_has_made_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+    symlink("file", &link).expect("a link");
+    create(&link, b"first").expect("written");
+    assert_eq!(fs::read_to_string(&file).expect("read"), "first");
+    for path in [&link, &file] {
+        let refused = create(path, b"second").expect_err("it exists").to_string();
+        assert!(
+            refused.contains("another process made the file while"),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(&file).expect("read"), "first");
+    }
+    let left = fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(left, 2, "no temporary file is left");
+}
+
 #[test]
 fn replace_after_change_of_link_writes_file_that_was_read() {
     let folder = tempfile::tempdir().expect("a folder");

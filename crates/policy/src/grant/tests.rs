@@ -216,6 +216,36 @@ fn grant_of_access_refused_by_include_overrides_its_entry_or_adds_narrower_entry
     );
 }
 
+/// The default refuses the access, and the entry with `final` keeps it so.
+#[test]
+fn grant_of_access_refused_by_default_names_final_entry_that_inherits_from_it() {
+    let index = MsrIndex::new(0x277);
+    for (text, base, place) in [
+        (
+            "[msrs]\n0x277 = { read = 'inherit', write = 'inherit', final = true }\n",
+            "",
+            "line 4",
+        ),
+        (
+            "[msrs]\n'0x270..=0x27f' = { read = 'inherit', write = 'deny', final = true }\n",
+            "",
+            "line 4",
+        ),
+        (
+            "include = ['base.toml']\n",
+            "policy = 1\n[msrs]\n\n0x277 = { read = 'inherit', write = 'allow', final = true }\n",
+            "base.toml:4",
+        ),
+    ] {
+        let compiled = compiled(&format!("{HEAD}{text}"), base);
+        let origin = origin(&compiled.program().variants()[0], index, Access::Read);
+        assert_eq!(origin, Origin::Default, "{text}");
+        let granted = grant(&compiled, origin, index, Accesses::Read).expect("a grant");
+        let wanted = format!("{place} is final, so only a change of it can allow this");
+        assert_eq!(granted.to_string(), wanted);
+    }
+}
+
 #[test]
 fn grant_of_both_directions_is_one_entry() {
     let index = MsrIndex::new(0x277);

@@ -7,7 +7,8 @@ use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 use super::super::exec::say;
 use super::super::recordings::{check_standard_input, read};
-use super::{Old, is_to_standard_output, output_name, put, tell_learnt, word};
+use super::output::{self, is_standard, put};
+use super::{Old, tell_learnt, word};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, Failure};
 use crate::output::count;
@@ -34,12 +35,12 @@ pub(super) fn run(args: &LearnArgs, out: &mut dyn Write) -> Result<Answer, Failu
     }
     let learnt = old.with(&seen, &notes).map_err(|failure| match failure {
         Failure::Refused(why) => Failure::Input {
-            what: output_name(args),
+            what: output::name(args),
             why: format!("was not written: {why}"),
         },
         failure => failure,
     })?;
-    if is_to_standard_output(args) {
+    if is_standard(args) {
         out.write_all(learnt.text.as_bytes())?;
     } else {
         put(args, &old, &learnt)?;
@@ -56,7 +57,7 @@ pub(super) fn run(args: &LearnArgs, out: &mut dyn Write) -> Result<Answer, Failu
     }
     let is_all = notes.missing.is_empty() && learnt.kept.is_empty();
     let answer = if is_all { Answer::Yes } else { Answer::No };
-    if is_to_standard_output(args) {
+    if is_standard(args) {
         return Ok(answer);
     }
     let file = word(args.output.as_os_str());
