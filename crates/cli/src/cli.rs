@@ -332,7 +332,7 @@ pub(crate) enum FromArg {
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl
+    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them
     Compiled,
     /// A compiled policy as a program, with its answers
     Program,
