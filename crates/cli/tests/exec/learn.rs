@@ -158,16 +158,15 @@ impl Tracer {
             return None;
         }
         fs::write(tracer.0.join("options/event-fork"), "1").unwrap();
-        fs::write(tracer.0.join("events/kvm/kvm_msr/enable"), "1").unwrap();
         Some(tracer)
     }
 
-    /// Returns the command that runs a program traced, to which the test adds the program's path and arguments.
+    /// Returns the command that runs a program traced, to which the test adds the program's path and arguments. Before
+    /// the instance has the process, its events are those of all processes.
     fn command(&self) -> Command {
-        let pids = self.0.join("set_event_pid");
+        let script = "cd \"$0\" && echo $$ >set_event_pid && echo 1 >events/kvm/kvm_msr/enable && cd \"$OLDPWD\" && exec \"$@\"";
         let mut command = Command::new("sh");
-        command.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]);
-        command.arg(pids);
+        command.args(["-c", script]).arg(&self.0);
         command
     }
 
