@@ -115,6 +115,9 @@ pub(crate) struct CheckArgs {
     /// The host whose CPUID and list of saved MSRs the policy is compared with
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) host: HostArg,
+    /// Exit with 1 if there is a warning that the policy's `accept` does not name
+    #[arg(long)]
+    deny_warnings: bool,
     /// List every entry, cluster and range, and all warnings
     #[arg(short, long)]
     verbose: bool,
@@ -125,6 +128,14 @@ pub(crate) struct CheckArgs {
 }
 
 impl CheckArgs {
+    pub(crate) const fn severity(&self) -> Severity {
+        if self.deny_warnings {
+            Severity::Error
+        } else {
+            Severity::Warning
+        }
+    }
+
     pub(crate) const fn detail(&self) -> Detail {
         if self.verbose {
             Detail::Full
@@ -132,6 +143,15 @@ impl CheckArgs {
             Detail::Brief
         }
     }
+}
+
+/// The severity of a warning that the policy does not accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severity {
+    /// The warning does not change the answer.
+    Warning,
+    /// The warning makes the answer a no.
+    Error,
 }
 
 /// The amount of detail in an answer for people. The JSON always has everything.
@@ -312,7 +332,7 @@ pub(crate) enum FromArg {
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl
+    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them
     Compiled,
     /// A compiled policy as a program, with its answers
     Program,
@@ -376,14 +396,14 @@ pub(crate) struct ExecArgs {
 #[derive(Debug, Args)]
 #[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]\n       msrgate learn [OPTIONS] -o <POLICY> --from <FILE>...", after_help = LEARN_STATUS)]
 pub(crate) struct LearnArgs {
-    /// Write the policy to this file when the run has ended
+    /// Write the policy to this file when the run has ended; with --from, `-` is standard output
     #[arg(short, long, value_name = "POLICY")]
     pub(crate) output: PathBuf,
     /// The VMM and its arguments
     #[arg(last = true, required_unless_present = "from", value_name = "VMM")]
     pub(crate) vmm: Vec<OsString>,
     /// Learn from these files in place of a run: events of `exec --events`, of an audit or of a gate, and traces of
-    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input
+    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input. All files together count as one run
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["vmm", "until"])]
     pub(crate) from: Vec<PathBuf>,
     /// Add to this policy what the run shows, and keep all that its author wrote

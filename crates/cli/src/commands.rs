@@ -38,6 +38,6 @@ pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failur
         Command::Policies(args) => policies::run(args, out),
         Command::Help(args) => help::run(args, out),
         Command::Exec(args) => Err(exec::run(args)),
-        Command::Learn(args) => learn::run(args),
+        Command::Learn(args) => learn::run(args, out),
     }
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
+use msrgate_filter::{Access, Bitmap, MAX_RANGES};
 use msrgate_policy::{
     Action, CompileError, Compiled, Entry, Mode, NotCompiled, PackError, Policy, Source, Window,
     compile, parse, shown_name,
@@ -174,14 +174,15 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
 fn too_wide(policy: &Policy) -> Option<String> {
     let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);
     let default = policy.default_action().verdict();
-    let (entry, verdict) = policy.entries().iter().find_map(|entry| {
-        let actions = Access::ALL.into_iter().filter_map(|one| entry.action(one));
-        let verdict = actions.map(Action::verdict).find(|one| *one != default)?;
-        (entry.msrs().count() > reach).then_some((entry, verdict))
+    let (entry, action) = policy.entries().iter().find_map(|entry| {
+        let mut actions = Access::ALL.into_iter().filter_map(|one| entry.action(one));
+        let action = actions.find(|one| one.verdict() != default)?;
+        (entry.msrs().count() > reach).then_some((entry, action))
     })?;
-    let (other, rest) = match verdict {
-        Verdict::Allow => ("allow", "refused"),
-        Verdict::Deny => ("deny", "allowed"),
+    let (other, rest) = match action {
+        Action::Allow => ("allow", "refused"),
+        Action::Kill => ("kill", "allowed"),
+        _ => ("deny", "allowed"),
     };
     Some(format!(
         "\n  {} alone has more MSRs than the {reach} that all ranges of a filter can contain together\n  write `default = \"{other}\"` instead, and entries for the MSRs that are to be {rest}",

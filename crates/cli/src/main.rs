@@ -18,22 +18,19 @@ mod shipped;
 mod side;
 mod terminal;
 mod until;
+mod usage;
 mod whole;
 
-use std::env;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
-use msrgate_policy::{one_line, shown};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
 use crate::cli::{Cli, Command, Format};
 use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
-use crate::named::name;
 use crate::remark::Unanswered;
 use crate::results::Results;
 
@@ -62,7 +59,7 @@ fn main() -> ExitCode {
             }
             (run(&cli.command, &mut out), out.finish())
         }
-        Err(refused) => usage(&refused),
+        Err(refused) => usage::answer(&refused),
     };
     ExitCode::from(match written {
         Ok(()) => code,
@@ -100,34 +97,4 @@ fn run(command: &Command, out: &mut Results) -> u8 {
             }
         }
     }
-}
-
-/// Handles arguments that name no command to carry out. Prints the text that they ask for, as `--help` does,
-/// or the reason why they are wrong.
-fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
-    // clap's message repeats arguments. An escape in an argument would look like a style of clap, so the
-    // message is made again from arguments whose hidden characters are escaped.
-    let safe = env::args_os().map(|argument| one_line(&name(Path::new(&argument))));
-    let text = match Cli::try_parse_from(safe) {
-        Err(again) => again.render().ansi().to_string(),
-        Ok(_) => shown(&refused.render().to_string()),
-    };
-    if refused.use_stderr() {
-        output::say(&text);
-        // `exec` and `learn` use one exit status of their own, because every other status is that of the VMM.
-        let mut command = env::args_os().skip(1);
-        let runs_vmm = command
-            .next()
-            .is_some_and(|first| first == "exec" || first == "learn")
-            && !command.any(|argument| argument == "--from");
-        let code = if runs_vmm {
-            EXIT_NOT_BEHIND
-        } else {
-            EXIT_TROUBLE
-        };
-        return (code, Ok(()));
-    }
-    let mut out = Results::new();
-    let _ = out.write_all(text.as_bytes());
-    (EXIT_YES, out.finish())
 }

@@ -2,10 +2,13 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use tempfile::NamedTempFile;
+use msrgate_kvm::sys::while_blocked;
+use rustix::fs::{AtFlags, CWD, linkat};
+use tempfile::TempPath;
 
 use crate::access::{Access, Given};
 use crate::descriptors;
@@ -17,6 +20,9 @@ use crate::processor::note;
 
 /// The mode of a new file before the umask.
 const NEW: u32 = 0o666;
+
+/// The mode of a file that replaces another one, until it has its owner and access: only the caller can open it.
+const PRIVATE: u32 = 0o600;
 
 /// The kind of the bytes to write. Binary bytes do not go to a terminal, which could take them for commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,21 +69,51 @@ fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
 /// The file cannot be written, or was changed or replaced since it was opened; the file then stays as it is.
 pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Failure> {
     let access = read.access.as_ref().map_err(|error| trouble(name, error))?;
-    let prepared = prepared(&read.path, bytes, Some(access));
-    let new = prepared.map_err(|error| trouble(name, &error))?;
-    // This check comes as late as possible: an editor may have saved the file meanwhile.
-    let now = fs::symlink_metadata(&read.path);
-    if !now.is_ok_and(|now| read.is_unchanged(&now)) {
-        return Err(Failure::Input {
-            what: crate::named::name(name),
-            why: "another process changed the file while msrgate worked on it, so msrgate did not write it; run the command again"
-                .to_owned(),
-        });
-    }
-    let persisted = new.file.persist(&read.path);
-    persisted.map_err(|error| trouble(name, &error.error))?;
-    say_what_changed(name, &read.metadata, new.given);
+    let given = while_blocked(|| {
+        let new = Prepared::new(&read.path, bytes, Some(access));
+        let new = new.map_err(|error| trouble(name, &error))?;
+        // This check comes as late as possible: an editor may have saved the file meanwhile.
+        let now = fs::symlink_metadata(&read.path);
+        if !now.is_ok_and(|now| read.is_unchanged(&now)) {
+            return Err(Failure::Input {
+                what: crate::named::name(name),
+                why: "another process changed the file while msrgate worked on it, so msrgate did not write it; run the command again"
+                    .to_owned(),
+            });
+        }
+        new.rename(&read.path)
+            .map_err(|error| trouble(name, &error))
+    })?;
+    say_what_changed(name, &read.metadata, given);
     Ok(())
+}
+
+/// Checks that [`write`] can make a file at `path`, where no file is. Nothing is left of the attempt.
+///
+/// # Errors
+/// The folder is missing, or takes no new file.
+pub(crate) fn check_new(path: &Path) -> Result<(), Failure> {
+    let made = tempfile::tempfile_in(folder(path));
+    made.map(drop).map_err(|error| trouble(path, &error))
+}
+
+/// Writes a new file. The last of its links, if there are some, may lead to no file yet.
+///
+/// # Errors
+/// The file cannot be written, or another process has made it in the meantime; that file then stays as it is.
+pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let created = follow(path).and_then(|target| match target {
+        Target::Open(link) => Err(io::Error::other(format!("{} is open", shown(&link)))),
+        Target::Path(there) => while_blocked(|| Prepared::new(&there, bytes, None)?.create(&there)),
+    });
+    created.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::Input {
+            what: crate::named::name(path),
+            why: "another process made the file while msrgate worked, so msrgate did not write it"
+                .to_owned(),
+        },
+        _ => trouble(path, &error),
+    })
 }
 
 fn trouble(path: &Path, error: &io::Error) -> Failure {
@@ -121,13 +157,12 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
     match fs::symlink_metadata(&there) {
         Ok(old) if old.is_file() => {
             let access = Access::of_path(&there, &old)?;
-            let new = prepared(&there, bytes, Some(&access))?;
-            new.file.persist(&there)?;
-            say_what_changed(path, &old, new.given);
+            let given = put(&there, bytes, Some(&access))?;
+            say_what_changed(path, &old, given);
         }
         Ok(_) => return pour(other(&there)?, bytes, content),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            prepared(&there, bytes, None)?.file.persist(&there)?;
+            put(&there, bytes, None)?;
         }
         Err(error) => return Err(error),
     }
@@ -182,26 +217,76 @@ fn other(path: &Path) -> io::Result<File> {
     Ok(opened)
 }
 
-/// A temporary file with the whole content, which is about to get the name of the file to write.
+/// Puts a new file at `path`, in place of the file with the access `old`, if there is one. Ctrl-C and other signals
+/// wait meanwhile, so that none of them leaves the temporary file.
+fn put(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Given> {
+    while_blocked(|| Prepared::new(path, bytes, old)?.rename(path))
+}
+
+/// A file with the whole content under a temporary name, which is about to get the name of the file to write.
 struct Prepared {
-    file: NamedTempFile,
+    name: TempPath,
     given: Given,
 }
 
-/// Makes the temporary file, with its content, owner and access. Owner and access are set on the open file,
-/// because any user who may write to the folder could put another file in place of the temporary name.
-fn prepared(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Prepared> {
-    let mut builder = tempfile::Builder::new();
-    if old.is_none() {
-        builder.permissions(Permissions::from_mode(NEW));
+impl Prepared {
+    /// Makes the file, with its content, owner and access.
+    ///
+    /// The file gets the temporary name when it is complete. So if this process is killed, the name is left
+    /// only if that happens before [`Self::rename`], which follows at once. File systems without unnamed files
+    /// are the exception: there the file has the name from the start.
+    fn new(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Self> {
+        let folder = folder(path);
+        let mode = old.map_or(NEW, |_| PRIVATE);
+        let mut builder = tempfile::Builder::new();
+        if let Ok(file) = unnamed(folder, mode) {
+            let given = fill(&file, bytes, old)?;
+            // This fails if /proc is not mounted.
+            if let Ok(named) = builder.make_in(folder, |name| link(&file, name)) {
+                let name = named.into_temp_path();
+                return Ok(Self { name, given });
+            }
+        }
+        builder.permissions(Permissions::from_mode(mode));
+        let named = builder.tempfile_in(folder)?;
+        let given = fill(named.as_file(), bytes, old)?;
+        let name = named.into_temp_path();
+        Ok(Self { name, given })
     }
-    // A file that replaces another one can be opened only by the caller until it has its owner and access.
-    let mut file = builder.tempfile_in(folder(path))?;
+
+    /// Gives the file its name, which no file may have.
+    fn create(self, path: &Path) -> io::Result<()> {
+        Ok(self.name.persist_noclobber(path)?)
+    }
+
+    /// Gives the file its name, in place of the file that has it.
+    fn rename(self, path: &Path) -> io::Result<Given> {
+        self.name.persist(path)?;
+        Ok(self.given)
+    }
+}
+
+/// Makes a file without a name.
+fn unnamed(folder: &Path, mode: u32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_TMPFILE).mode(mode);
+    options.open(folder)
+}
+
+/// Gives a name to a file without a name.
+fn link(file: &File, name: &Path) -> io::Result<()> {
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Writes the content, and sets owner and access. Both are set on the open file, because any user who may write
+/// to the folder could put another file in place of a temporary name.
+fn fill(mut file: &File, bytes: &[u8], old: Option<&Access>) -> io::Result<Given> {
     file.write_all(bytes)?;
     // The mode is set now, because the umask would clear bits of a mode that is given when the file is made.
-    let given = old.map_or(Ok(Given::Whole), |old| old.give(file.as_file()))?;
-    file.as_file().sync_all()?;
-    Ok(Prepared { file, given })
+    let given = old.map_or(Ok(Given::Whole), |old| old.give(file))?;
+    file.sync_all()?;
+    Ok(given)
 }
 
 #[cfg(test)]

@@ -56,8 +56,6 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
     }
 }
 
-/// `compile` replaces an existing output file and leaves no other file beside it. If the policy has
-/// mistakes, the old output stays.
 #[test]
 fn compile_to_dash_writes_to_standard_output() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,6 +71,8 @@ fn compile_to_dash_writes_to_standard_output() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// `compile` replaces an existing output file and leaves no other file beside it. If the policy has
+/// mistakes, the old output stays.
 #[test]
 fn compile_replaces_output_file_by_rename() {
     let folder = tempfile::tempdir().unwrap();
@@ -291,12 +291,25 @@ fn compile_does_not_replace_policy_that_it_compiles() {
     let (policy, link) = (folder.path().join("p.toml"), folder.path().join("link"));
     fs::copy(GOOD, &policy).unwrap();
     symlink("p.toml", &link).unwrap();
-    let [policy, link] = [policy, link].map(|path| path.display().to_string());
-    for (from, to) in [(&policy, &policy), (&policy, &link), (&link, &policy)] {
+    let [hard, dotted] = ["hard", "./p.toml"].map(|name| folder.path().join(name));
+    fs::hard_link(&policy, &hard).unwrap();
+    let [policy, link, hard, dotted] =
+        [policy, link, hard, dotted].map(|path| path.display().to_string());
+    for (from, to) in [
+        (&policy, &policy),
+        (&policy, &link),
+        (&link, &policy),
+        (&policy, &hard),
+        (&hard, &policy),
+        (&dotted, &policy),
+        (&policy, &dotted),
+    ] {
         let output = msrgate(&["compile", from, "-o", to]);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
-    assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
+    for name in [&policy, &hard] {
+        assert_eq!(fs::read(name).unwrap(), fs::read(GOOD).unwrap());
+    }
 }
 
 /// If the output path leads to a file that `compile` has read, the command refuses and the file stays. This

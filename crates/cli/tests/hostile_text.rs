@@ -194,14 +194,14 @@ fn assert_named(text: &str, files: &Files) {
     assert_eq!(report["packed"]["name"], text);
     let output = looked_at(&["explain", &files.policy, "0x10", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(report[0]["why"], text);
+    assert_eq!(report["accesses"][0]["why"], text);
     // A name with `\x` in it could also stand for bytes that are not UTF-8, so its backslashes are doubled.
     let file = if files.policy.contains("\\x") {
         files.policy.replace('\\', "\\\\")
     } else {
         files.policy.clone()
     };
-    assert_eq!(report[0]["file"], file);
+    assert_eq!(report["accesses"][0]["file"], file);
 }
 
 /// Asserts that `fmt` of a policy with the hostile text gives a policy with the same meaning.

@@ -12,7 +12,7 @@ const TRACE: &str = "tests/traces/perf.txt";
 
 /// The commands whose answers are about one processor, with the JSON pointer to the processor.
 const COMMANDS: [(&[&str], &str); 5] = [
-    (&["explain", POLICY, "MSR_PPERF"], "/0/cpu"),
+    (&["explain", POLICY, "MSR_PPERF"], "/accesses/0/cpu"),
     (&["replay", POLICY, TRACE], "/cpu"),
     (
         &["test", POLICY, "--backend", "model", "--msr", "0x10"],
@@ -44,7 +44,12 @@ fn of_host() -> Option<String> {
         &["--cpu", "host"],
     );
     match output.status.code() {
-        Some(0) => Some(cpu_in(&output, "/0/cpu").as_str().expect("text").to_owned()),
+        Some(0) => Some(
+            cpu_in(&output, "/accesses/0/cpu")
+                .as_str()
+                .expect("text")
+                .to_owned(),
+        ),
         code => {
             assert_eq!(code, Some(3), "{output:?}");
             assert!(talk(&output).contains("msrgate cannot read the processor of this host"));

@@ -114,6 +114,46 @@ fn learn_from_merges_into_policy_and_keeps_its_authors_entries() {
     }
 }
 
+/// Without `-o -`, the same policy goes to a file. Messages go to standard error in both cases.
+#[test]
+fn learn_from_to_dash_writes_policy_to_standard_output() {
+    let base = "policy = 1\n";
+    let policy = format!("include = [\"base.toml\"]\n{POLICY}");
+    for merge in [&["--merge", "p.toml"][..], &[]] {
+        let files = [
+            ("e.jsonl", EVENTS),
+            ("p.toml", &policy),
+            ("base.toml", base),
+        ];
+        let folder = Folder::new(&files);
+        let learn = |output| {
+            let learn = ["learn", "--from", "e.jsonl", "-o", output];
+            folder.run(&[&learn[..], merge].concat())
+        };
+        let (code, out, err) = learn("-");
+        assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), files.len());
+        assert!(err.contains("the policy was learnt from "), "{err}");
+        assert!(!err.contains("next:"), "{err}");
+        assert_eq!(learn("new.toml").0, code);
+        assert_eq!(out, folder.read("new.toml"));
+    }
+}
+
+/// The link stays, and its target is made.
+#[test]
+fn learn_to_dangling_link_makes_target_of_link() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS)]);
+    for (target, made) in [("new.toml", 0), ("absent/new.toml", 2)] {
+        let link = folder.path("link");
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "link"]);
+        assert_eq!(code, Some(made), "{err}");
+        assert_eq!(fs::read_link(&link).unwrap(), PathBuf::from(target));
+        assert_eq!(folder.path(target).exists(), made == 0);
+        fs::remove_file(link).unwrap();
+    }
+}
+
 #[test]
 fn learn_from_nothing_writes_no_file() {
     let folder = Folder::new(&[("none.txt", "# tracer: nop\n")]);
@@ -417,6 +457,35 @@ fn review_lists_answers_that_depend_on_a_value() {
             "{{\"schema\":1,\"msr\":\"{msr}\",\"access\":\"write\",\"reason\":\"filter\",\"action\":\"deny\"}}\n"
         )
     };
+    // `register` and `mask`: what they answer to a write that is not recorded depends on its value, too.
+    for (entry, to_allow) in [
+        (
+            "IA32_LSTAR = { register = { reset = 0, mask = 0x1f } }",
+            "line 5 answers reads and writes together; to allow, change that entry as a whole",
+        ),
+        (
+            "IA32_LSTAR = { read = \"allow\", write = { mask = 0x1f } }",
+            "to allow, in line 5: IA32_LSTAR = \"rw\"",
+        ),
+    ] {
+        let policy = format!("policy = 1\ndefault = \"deny\"\n\n[msrs]\n{entry}\n");
+        let folder = Folder::new(&[("p.toml", &policy), ("e.jsonl", &event("0xc0000082"))]);
+        let wanted = vec![row("0xc0000082", "decided")];
+        assert_eq!(
+            states(&folder, &["review", "p.toml", "e.jsonl"]),
+            (Some(0), wanted)
+        );
+        let (_, out, _) = folder.run(&["review", "p.toml", "e.jsonl"]);
+        assert!(
+            out.contains("may be refused") && out.contains(to_allow),
+            "{out}"
+        );
+        let accept = ["review", "p.toml", "e.jsonl", "--accept", "IA32_LSTAR"];
+        let (code, _, err) = folder.run(&accept);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("change p.toml:5 by hand: IA32_LSTAR"), "{err}");
+        assert_eq!(folder.read("p.toml"), policy);
+    }
     let pinned = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_LSTAR = { read = \"allow\", write = \"pin\" }\n";
     let trace = "a-1 [0] 1.2: kvm_msr: msr_write c0000082 = 0x1\na-1 [0] 1.3: kvm_msr: msr_write c0000082 = 0x2\n";
     let folder = Folder::new(&[

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::process::Command;
 
 use msrgate_filter::{Bitmap, MAX_RANGES};
+use msrgate_policy::lint::Code;
 use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
     IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
@@ -212,7 +213,7 @@ fn every_register_group_is_in_reference() {
 }
 
 #[test]
-fn every_gap_in_kvm_filter_is_in_reference_and_can_be_accepted() {
+fn every_gap_and_every_warning_is_in_reference_and_can_be_accepted() {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     let mut names = BTreeSet::from(["state-not-migrated"]);
     for gap in gaps {
@@ -223,6 +224,12 @@ fn every_gap_in_kvm_filter_is_in_reference_and_can_be_accepted() {
         assert!(REFERENCE.lines().any(|line| line == row), "{row}");
         names.insert(gap.name);
     }
+    let codes = Code::ALL.into_iter();
+    names.extend(
+        codes
+            .filter(|code| code.is_accepted_by_word())
+            .map(Code::word),
+    );
     assert_eq!(
         offered("accept = [\"?\"]"),
         names.iter().map(|&name| name.to_owned()).collect()

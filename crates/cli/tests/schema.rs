@@ -59,7 +59,7 @@ fn file_without_shape_of_policy_is_refused_by_schema_and_parser() {
         "name = 7",
         "include = \"linux-boot\"",
         "mode = \"dry\"",
-        "policy = 1\ndefault = \"kill\"",
+        "policy = 1\ndefault = \"ignore\"",
         "unknown = \"allow\"",
         "unknown = { write = \"allow\" }",
         "unknown = { read = true }",

@@ -123,17 +123,28 @@ fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
     compiled.variants()[0].rules().at(index, access).action
 }
 
-/// Returns each MSR that the recorded boots accessed, with two flags: true if a read succeeded, and true if
-/// a write succeeded.
-fn recorded() -> Vec<(MsrIndex, [bool; 2])> {
+/// An MSR that a recorded boot accessed. The flags are indexed by [`Access`].
+struct Recorded {
+    index: MsrIndex,
+    /// True if the boot tried the access.
+    tried: [bool; 2],
+    /// True if an access succeeded.
+    succeeded: [bool; 2],
+}
+
+/// Returns each MSR that the recorded boots accessed, once for each boot.
+fn recorded() -> Vec<Recorded> {
     let text = include_str!("../../policy/data/seen/linux-boot-msrs.txt");
     let row = |line: &str| {
         let mut columns = line.split_whitespace();
         let index = u32::from_str_radix(columns.next()?.strip_prefix("0x")?, 16).ok()?;
         let mut count = || columns.next().and_then(|count| count.parse::<u32>().ok());
         let [reads, writes, failed_reads, failed_writes] = [count()?, count()?, count()?, count()?];
-        let succeeded = [reads > failed_reads, writes > failed_writes];
-        Some((MsrIndex::new(index), succeeded))
+        Some(Recorded {
+            index: MsrIndex::new(index),
+            tried: [reads > 0, writes > 0],
+            succeeded: [reads > failed_reads, writes > failed_writes],
+        })
     };
     text.lines().filter_map(row).collect()
 }
@@ -144,7 +155,10 @@ fn linux_policies_allow_accesses_of_recorded_boots() {
     assert!(recorded.len() > 100, "only {} rows", recorded.len());
     for name in ["linux-boot", "linux-guest"] {
         let compiled = compile(read(name)).expect(name);
-        for &(index, succeeded) in &recorded {
+        for &Recorded {
+            index, succeeded, ..
+        } in &recorded
+        {
             for access in Access::ALL
                 .into_iter()
                 .filter(|&one| succeeded[one as usize])
@@ -153,6 +167,37 @@ fn linux_policies_allow_accesses_of_recorded_boots() {
                 assert_eq!(*action, Action::Allow, "{name}: a {access} of {index}");
             }
         }
+    }
+}
+
+/// The policy names these accesses in its last comment.
+#[test]
+fn linux_guest_policy_refuses_three_kinds_of_accesses_of_recorded_boots() {
+    let compiled = compile(read("linux-guest")).expect("linux-guest");
+    let mut refused = BTreeSet::new();
+    for row in recorded() {
+        for access in Access::ALL
+            .into_iter()
+            .filter(|&one| row.tried[one as usize])
+        {
+            if *action(&compiled, row.index, access) != Action::Allow {
+                refused.insert((row.index.get(), access));
+            }
+        }
+    }
+    let wanted = [
+        (0x3a, Access::Write),
+        (0x64e, Access::Read),
+        (0xc001_1028, Access::Read),
+    ];
+    assert_eq!(refused, BTreeSet::from(wanted));
+    let source = source("linux-guest");
+    let comment = source.text().rsplit("# Compared with").next();
+    let comment = comment.unwrap_or_default();
+    for (index, access) in wanted {
+        let register = registers::by_index(MsrIndex::new(index)).expect("a name");
+        let said = format!("{access} of {}:", register.name);
+        assert!(comment.contains(&said), "{said}\n{comment}");
     }
 }
 

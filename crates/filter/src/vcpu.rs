@@ -103,6 +103,8 @@ enum Queued {
 struct Pending {
     exit: Exit,
     reply: Reply,
+    /// The address of the instruction that exited.
+    rip: u64,
 }
 
 /// The state of a vCPU that is to continue on another host, without the values of its MSRs, which
@@ -177,7 +179,7 @@ impl<R: Registers> Vcpu<R> {
     /// Handles `KVM_SET_REGS`.
     ///
     /// The call cancels a queued #GP, so that an exit can be rewound (S5.8). It leaves a pending
-    /// exit as it is (S5.5).
+    /// exit as it is: a completed access goes on after its own instruction, whatever RIP was set (S5.5).
     pub const fn set_gprs(&mut self, gprs: Gprs) {
         self.gprs = gprs;
         self.queued = Queued::Nothing;

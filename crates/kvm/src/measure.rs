@@ -9,6 +9,7 @@
 //! 3. [`Pass::Faults`]: the filter, and no exits. A denied access raises #GP at the RDMSR or WRMSR.
 
 mod backend;
+mod changeable;
 mod doctor;
 pub(crate) mod guest;
 mod model;
@@ -29,6 +30,7 @@ use crate::exit::RawReasons;
 use crate::sys::raw::{RawFilter, raw_filter};
 
 pub use backend::{Backend, BackendKind, KvmBackend};
+pub use changeable::changeable;
 pub use doctor::{Finding, Statement, statements};
 pub use guest::{GuestError, StepAt};
 pub use model::ModelBackend;

@@ -84,7 +84,7 @@ pub fn compile(resolved: ResolvedPolicy) -> Result<Compiled, NotCompiled> {
         mode: said.mode,
         log: said.log,
         unknown: said.unknown.clone(),
-        accept: said.accept.clone(),
+        accept: said.gaps().map(Box::from).collect(),
         microcode: said.microcode,
     };
     let files = policy.sources().iter().map(Source::name);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use msrgate_filter::Access;
+use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Variant};
 
 use crate::compile::Compiled;
@@ -144,7 +144,9 @@ pub fn enforcement_of(
         access,
         cause,
     };
-    if settings.mode == Mode::Audit && segment.action.refuses() {
+    // No filter can let MSR 0xffffffff alone through, so that an audit refuses it, too (S3.5).
+    let is_let_through = segment.msrs.first() != MsrIndex::MAX;
+    if settings.mode == Mode::Audit && segment.action.refuses() && is_let_through {
         return (Extent::Not, vec![bypass(None, Cause::Audit)]);
     }
     let (mut extent, mut bypasses) = (Extent::Enforced, Vec::new());

@@ -1,5 +1,6 @@
 //! The explanation of one access: the policy's decision and its reason.
 
+mod events;
 mod guest;
 
 use std::fmt;
@@ -11,6 +12,8 @@ use msrgate_program::{Action, DecidedBy, MsrRange, Rule, Variant};
 
 use crate::enforcement::{Bypass, Extent, enforcement_of};
 use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
+
+pub use events::Events;
 
 /// The decision about one access, with everything that leads to it.
 #[derive(Clone, Debug)]
@@ -92,6 +95,14 @@ impl Explanation<'_> {
         self.decision.verdict == Verdict::Deny && !is_plain
     }
 
+    /// Returns true if a gate in the VMM has to answer the access in the case that KVM does not know the
+    /// register. Without a gate the guest gets #GP.
+    #[must_use]
+    pub fn needs_gate_if_unknown(&self) -> bool {
+        let answer = self.unknown();
+        answer.is_some_and(|answer| answer != UnknownAction::Deny)
+    }
+
     /// Returns the policy's answer (`unknown`) for the case that the access reaches KVM, and KVM
     /// does not know the register. `None`: the access does not reach KVM's registers, or KVM asks
     /// no filter about it (S3.1, S5.1).
@@ -152,23 +163,23 @@ impl Explanation<'_> {
         }
     }
 
-    /// Returns the accesses of this MSR and direction that become events, in words without a full
-    /// stop.
+    /// Returns the accesses of this MSR and direction that become events.
     #[must_use]
-    pub fn events(&self) -> &'static str {
-        let may_refuse = self.may_refuse();
-        match self.log {
-            _ if self.by == DecidedBy::Kvm => "none: KVM asks neither filter nor VMM",
-            Log::None => "none",
-            Log::Denied if self.settings.mode == Mode::Audit && may_refuse => {
-                "one for each access that would be refused"
-            }
-            Log::Denied if self.action.refuses() => "one for each access",
-            Log::Denied if may_refuse => "one for each access that is refused",
-            Log::Denied => "none: only refusals are logged",
-            Log::First => "one for the first access by the VM",
-            Log::All => "one for each access",
-        }
+    pub fn events(&self) -> Events {
+        events::of_known(self)
+    }
+
+    /// Returns the accesses that become events if KVM does not know the register, in a VM with this
+    /// reason mask. `None`: the kernel reports no such access to user space.
+    #[must_use]
+    pub fn events_if_unknown(&self, mask: ReasonMask) -> Option<Events> {
+        events::of_unknown(self, mask)
+    }
+
+    /// Returns the log level of accesses that reach KVM, if KVM does not know the register.
+    #[must_use]
+    pub fn unknown_log(&self) -> Log {
+        self.settings.unknown.log.unwrap_or(self.log)
     }
 
     /// Returns the extent to which the decision is enforced, and the accesses that bypass it.

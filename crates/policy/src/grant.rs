@@ -1,5 +1,7 @@
 //! Grants: changes to a policy's text, each of which allows an access that the policy refuses.
 
+pub(crate) mod spot;
+
 use std::fmt;
 
 use msrgate_filter::{Access, Accesses, MsrIndex};
@@ -8,6 +10,7 @@ use msrgate_program::{Action, DecidedBy, Line, Origin, shown_name};
 use crate::compile::Compiled;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::registers;
+use spot::{Spot, other_action, other_than, spot};
 
 /// A change to a policy's text that allows accesses in one direction or both, and leaves the other direction as it is.
 /// `Display` gives words such as `to allow, in line 4: IA32_PAT = "rw"`.
@@ -105,8 +108,9 @@ pub fn grant(
     match origin {
         Origin::Kvm => None,
         Origin::Default => Some(beyond_default(compiled, index, accesses)),
-        Origin::Line(line) => entry_at(policy, line, index)
-            .map(|entry| beyond_entry(compiled, entry, index, accesses)),
+        Origin::Line(line) => {
+            entry_at(policy, line, index).map(|entry| beyond_entry(policy, entry, index, accesses))
+        }
     }
 }
 
@@ -119,67 +123,50 @@ fn entry_at(policy: &Policy, line: Line, index: MsrIndex) -> Option<&Entry> {
     })
 }
 
-/// Returns the policy's own entry for this MSR alone, on all processors.
-fn own_entry(policy: &Policy, index: MsrIndex) -> Option<&Entry> {
-    let mut entries = policy.ids().map(|id| policy.entry(id));
-    entries.find(|entry| {
-        entry.source() == OWN
-            && entry.when().is_none()
-            && is_alone(entry)
-            && entry.msrs().contains(index)
-    })
-}
-
-fn is_alone(entry: &Entry) -> bool {
-    entry.msrs().count() == 1
-}
-
 fn beyond_default(compiled: &Compiled, index: MsrIndex, accesses: Accesses) -> Grant {
-    let policy = compiled.policy();
-    let mut entries = policy.ids().map(|id| policy.entry(id));
-    if let Some(entry) = entries.find(|entry| entry.is_final() && entry.msrs().contains(index)) {
-        let at = GrantLine::of(policy, entry);
-        return Grant::Final { at };
-    }
-    if let Some(entry) = own_entry(policy, index) {
-        return changed(policy, entry, accesses);
-    }
     let other = other_than(accesses);
     let mut variants = compiled.variants().iter();
-    let is_by_default = other
-        .is_none_or(|other| variants.all(|one| one.rule(index, other).by == DecidedBy::Default));
-    let entry = if is_by_default {
+    let default = compiled.policy().default_action();
+    // The letters of an entry can say `deny` of the other direction, and not `kill`.
+    let is_in_letters = other.is_none_or(|other| {
+        *default == Action::Deny
+            && variants.all(|one| one.rule(index, other).by == DecidedBy::Default)
+    });
+    let new = if is_in_letters {
         short(&key(index), accesses, &Action::Deny)
     } else {
         long(&key(index), accesses, "inherit", Replaces::Nothing)
     };
-    Grant::Add(entry)
+    at_spot(compiled.policy(), None, index, accesses, new)
 }
 
-fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, accesses: Accesses) -> Grant {
-    let policy = compiled.policy();
-    let at = GrantLine::of(policy, entry);
-    let is_own = entry.source() == OWN;
-    match (is_alone(entry), entry.when().is_some()) {
-        _ if entry.is_final() => Grant::Final { at },
-        (true, _) if is_own => changed(policy, entry, accesses),
-        (false, false) => match own_entry(policy, index) {
-            Some(own) => changed(policy, own, accesses),
-            None => Grant::Add(long(&key(index), accesses, "inherit", Replaces::Nothing)),
+fn beyond_entry(policy: &Policy, entry: &Entry, index: MsrIndex, accesses: Accesses) -> Grant {
+    let new = long(&key(index), accesses, "inherit", Replaces::Nothing);
+    at_spot(policy, Some(entry), index, accesses, new)
+}
+
+/// Returns the change that belongs to the [`spot`]. `new` is the text of a new entry, should one be needed.
+fn at_spot(
+    policy: &Policy,
+    by: Option<&Entry>,
+    index: MsrIndex,
+    accesses: Accesses,
+    new: String,
+) -> Grant {
+    match spot(policy, by, index, accesses) {
+        Spot::Final(entry) => Grant::Final {
+            at: GrantLine::of(policy, entry),
         },
-        (false, true) => Grant::AddToWhen {
-            entry: long(&key(index), accesses, "inherit", Replaces::Nothing),
-            at,
-        },
-        (true, is_in_when) => match other_action(entry, accesses) {
+        Spot::Entry(entry) | Spot::ByHand(entry) => changed(policy, entry, accesses),
+        Spot::New => Grant::Add(new),
+        Spot::Override(entry) => {
             // An entry that replaces this one has to say what this one says of the other direction.
-            Some(kept @ (Action::Allow | Action::Deny)) if !is_in_when => {
-                Grant::Add(long(&key(index), accesses, kept.word(), Replaces::Included))
-            }
-            None if !is_in_when => {
-                Grant::Add(long(&key(index), accesses, "inherit", Replaces::Included))
-            }
-            _ => changed(policy, entry, accesses),
+            let kept = other_action(entry, accesses).map_or("inherit", Action::word);
+            Grant::Add(long(&key(index), accesses, kept, Replaces::Included))
+        }
+        Spot::When(entry) => Grant::AddToWhen {
+            entry: new,
+            at: GrantLine::of(policy, entry),
         },
     }
 }
@@ -214,23 +201,6 @@ fn changed(policy: &Policy, entry: &Entry, accesses: Accesses) -> Grant {
 fn key(index: MsrIndex) -> String {
     registers::by_index(index)
         .map_or_else(|| index.to_string(), |register| register.name.to_owned())
-}
-
-/// The direction that is to stay as it is, if there is one.
-const fn other_than(accesses: Accesses) -> Option<Access> {
-    match accesses {
-        Accesses::Read => Some(Access::Write),
-        Accesses::Write => Some(Access::Read),
-        Accesses::Both => None,
-    }
-}
-
-/// Returns the entry's action for the direction that is to stay. If there is none, returns `allow`.
-fn other_action(entry: &Entry, accesses: Accesses) -> Option<&Action> {
-    match other_than(accesses) {
-        Some(other) => entry.action(other),
-        None => Some(&Action::Allow),
-    }
 }
 
 /// Returns an entry of letters that allows the accesses, and has `other` for the other direction.

@@ -17,6 +17,7 @@ mod compiled;
 mod detect;
 mod draft;
 mod drafts;
+mod dump;
 mod emitted;
 mod firecracker;
 mod grouped;
@@ -57,7 +58,8 @@ pub enum Format {
     FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
-    /// The filter of a compiled policy: msrgate's own JSON, C, Rust, or the bytes of the ioctl.
+    /// The filter of a compiled policy: msrgate's own JSON, C, Rust, or the bytes of the ioctl, also as a
+    /// dump of `hexdump`, `xxd` or `od`.
     Compiled,
     /// A compiled policy as a program file.
     Program,

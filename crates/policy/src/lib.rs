@@ -45,7 +45,7 @@ pub use compile::{Compiled, NotCompiled, compile};
 pub use cpu::{CpuError, NamedCpu, parse_cpu};
 pub use effects::write_effect;
 pub use enforcement::{Bypass, Cause, Enforcement, Enforcer, Extent, enforcement, enforcement_of};
-pub use explain::{Explanation, Reported, explain};
+pub use explain::{Events, Explanation, Reported, explain};
 pub use format::format;
 pub use grant::{Grant, GrantLine, grant};
 pub use limits::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES, MAX_TOKENS};

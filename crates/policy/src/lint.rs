@@ -7,6 +7,7 @@
 mod device;
 mod entries;
 mod gaps;
+mod held;
 mod host;
 mod machine;
 mod punctured;
@@ -21,8 +22,8 @@ use crate::punctures::punctures;
 pub use host::{of_cpuid, of_saved};
 pub use warning::{Code, Warning};
 
-/// Returns the warnings that depend on the policy alone, grouped by kind. In each group, the
-/// warnings about the policy's own entries come first.
+/// Returns the warnings that depend on the policy alone and that the policy does not accept, grouped by
+/// kind. In each group, the warnings about the policy's own entries come first.
 #[must_use]
 pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
     let punctures = punctures(compiled);
@@ -31,10 +32,11 @@ pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
     warnings.extend(entries::too_wide(compiled));
     warnings.extend(punctured::punctured(compiled, &punctures));
     warnings.extend(gaps::gaps(compiled));
-    warnings.extend(entries::pins(compiled));
+    warnings.extend(held::pins(compiled));
     warnings.extend(gaps::changed_unasked(compiled));
     warnings.extend(device::revision_unread(compiled));
-    warnings.extend(entries::state(compiled));
+    warnings.extend(held::state(compiled));
+    warnings.retain(|one| !warning::is_accepted(compiled.policy(), one));
     // Warnings about included entries come last in each group, because the author of the policy
     // cannot edit an include.
     let is_included = |one: &Warning<'_>| one.entry.is_some_and(|entry| entry.source() != OWN);

@@ -306,18 +306,21 @@ pub enum MistakeKind {
         /// The first MSR whose accesses the gate must not carry out, with its name.
         msr: String,
     },
-    /// `unknown` is set although the default is deny: then the filter refuses the access, and KVM
+    /// `unknown` is set although the default refuses: then the filter refuses the access, and KVM
     /// does not report an unknown MSR (S5.1).
     #[error(
-        "`unknown` has no effect under `default = \"deny\"`, which refuses accesses of unknown MSRs first (S5.1)"
+        "`unknown` has no effect under `default = \"{default}\"`, which refuses accesses of unknown MSRs first (S5.1)"
     )]
-    UnknownNeedsAllow,
-    /// `accept` names a gap that does not exist.
-    #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
-    UnknownGap {
-        /// The name in `accept` that is not a gap.
+    UnknownNeedsAllow {
+        /// The word for the default, `deny` or `kill`.
+        default: &'static str,
+    },
+    /// `accept` has a word that is neither a gap nor a warning.
+    #[error("`accept` cannot name \"{name}\", which is neither a gap nor a warning", name = one_line(name))]
+    UnknownAccepted {
+        /// The word in `accept` that is neither a gap nor a warning.
         name: String,
-        /// The advice, which lists the names of the known gaps.
+        /// The advice, which lists the known words.
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.

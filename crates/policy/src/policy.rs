@@ -5,6 +5,7 @@ use msrgate_filter::Access;
 use msrgate_program::{Action, CpuSet, EntryId, MsrSet};
 
 use crate::limits::MAX_FILES;
+use crate::parse::words;
 use crate::source::{Place, Source, small};
 pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
@@ -253,16 +254,26 @@ pub struct Settings {
     pub name: Option<Box<str>>,
     /// The mode: enforce the policy, or only record what it would refuse (audit).
     pub mode: Mode,
-    /// The default action, allow or deny, for MSRs that no entry names.
+    /// The default action, allow, deny or kill, for MSRs that no entry names.
     pub default: Action,
     /// The answer to accesses of MSRs that KVM does not know.
     pub unknown: Unknown,
     /// The accesses that become events, unless an entry has a `log` of its own.
     pub log: Log,
-    /// The gaps in enforcement that the author accepts, by [`Cause::name`](crate::Cause::name).
+    /// The gaps in enforcement that the author accepts, by [`Cause::name`](crate::Cause::name), and the
+    /// warnings that the author accepts, by [`Warning::accept`](crate::lint::Warning::accept).
     pub accept: Vec<Box<str>>,
     /// The microcode device, if the policy sets it up.
     pub microcode: Option<Microcode>,
+}
+
+impl Settings {
+    /// Returns the gaps that the author accepts. They are a part of what the policy enforces; an accepted
+    /// warning is not.
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = &str> {
+        let words = self.accept.iter().map(|word| &**word);
+        words.filter(|word| words::gaps().any(|gap| gap == *word))
+    }
 }
 
 impl Policy {

@@ -83,7 +83,7 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     let has_default = parsed.has_default;
     let may_be_mended = |kind: &MistakeKind| match kind {
         MistakeKind::OverridesNothing(_) | MistakeKind::DeviceNotSetUp { .. } => true,
-        MistakeKind::NamesTheLastMsr(_) | MistakeKind::UnknownNeedsAllow => !has_default,
+        MistakeKind::NamesTheLastMsr(_) | MistakeKind::UnknownNeedsAllow { .. } => !has_default,
         _ => false,
     };
     resolve(parsed, may_be_mended).map(|_| ())

@@ -87,6 +87,7 @@ fn defaults(_: &mut SchemaGenerator) -> Schema {
         [
             "KVM handles MSRs that no entry names.",
             "Accesses of MSRs that no entry names are refused with #GP.",
+            "An access of an MSR that no entry names ends the VM, or the call that the guest is serving. Without a gate in the VMM it is refused with #GP.",
         ],
     )
 }
@@ -131,9 +132,9 @@ fn updates(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Returns the schema of the kernel's gaps with their explanations. The gate's own gap is not in
-/// the table of gaps, so its explanation is written here.
-fn gaps(_: &mut SchemaGenerator) -> Schema {
+/// Returns the schema of the words of `accept`: the kernel's gaps with their explanations, and the warnings
+/// with their descriptions. The gate's own gap is not in the table of gaps, so its explanation is written here.
+fn accepted(_: &mut SchemaGenerator) -> Schema {
     let why = |name: &'static str| {
         let gap = registers::gaps().find(|gap| gap.name == name);
         gap.map_or(
@@ -141,7 +142,9 @@ fn gaps(_: &mut SchemaGenerator) -> Schema {
             |gap| gap.why,
         )
     };
-    one_of(words::gaps().map(|name| (name, why(name))))
+    let gaps = words::gaps().map(|name| (name, why(name)));
+    let warnings = words::warnings().map(|code| (code.word(), code.about()));
+    one_of(gaps.chain(warnings))
 }
 
 fn unknown(generator: &mut SchemaGenerator) -> Schema {

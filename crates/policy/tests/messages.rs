@@ -457,7 +457,7 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
             access: Access::Read,
             msr: text(),
         },
-        MistakeKind::UnknownGap {
+        MistakeKind::UnknownAccepted {
             name: text(),
             help: text(),
         },

@@ -113,8 +113,11 @@ impl Vm {
         let has_one_variant = program.variants().len() == 1;
         // One thread does it for all VMs: it makes the same call for a new VM, and waits for nothing else.
         let publish = |publication: Publication| process.helper.leave(move || publication.set());
+        let watched = ReasonMask::from_bits(Revision::Mainline, page.watched())
+            .map_err(|_| "the run asks for exit reasons that no KVM has".to_owned())?;
         let options = GateOptions::new()
             .watcher(Arc::new(recorder))
+            .watched_reasons(watched)
             .publish_by(publish);
         let gate =
             Gate::with_options(program, &host, options).map_err(|error| error.to_string())?;

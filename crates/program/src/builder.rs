@@ -43,7 +43,7 @@ use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction};
 #[derive(Clone, Debug)]
 pub struct ProgramBuilder {
     settings: ProgramSettings,
-    default: Verdict,
+    default: Action,
     entries: Vec<Entry>,
 }
 
@@ -60,6 +60,21 @@ impl ProgramBuilder {
     /// Refused accesses become events ([`Log::Denied`]).
     #[must_use]
     pub fn new(default: Verdict) -> Self {
+        Self::otherwise(match default {
+            Verdict::Allow => Action::Allow,
+            Verdict::Deny => Action::Deny,
+        })
+    }
+
+    /// Creates a builder of a program that ends the guest at each access that no later call covers
+    /// ([`Action::Kill`]). The kernel's filter refuses these accesses, so without a gate the guest gets #GP.
+    /// Refused accesses become events ([`Log::Denied`]).
+    #[must_use]
+    pub fn kill_by_default() -> Self {
+        Self::otherwise(Action::Kill)
+    }
+
+    fn otherwise(default: Action) -> Self {
         Self {
             settings: ProgramSettings::default(),
             default,
@@ -173,6 +188,7 @@ impl ProgramBuilder {
     pub fn build(self) -> Result<Program, BuildError> {
         self.check()?;
         let (files, lines) = self.places();
+        let default = self.default.verdict();
         let example = crate::Cpu::any();
         let variant = ResolvedVariant {
             holds: Vec::new(),
@@ -183,7 +199,7 @@ impl ProgramBuilder {
             self.settings,
             files,
             Vec::new(),
-            self.default,
+            default,
             Vec::from([variant]),
         );
         let program = Arc::new(program.map_err(BuildError::Compile)?);
@@ -221,7 +237,7 @@ impl ProgramBuilder {
         }
         let unknown = &self.settings.unknown;
         let answers = [unknown.read, unknown.write] != [UnknownAction::Deny; 2];
-        if answers && self.default == Verdict::Deny {
+        if answers && self.default != Action::Allow {
             return Err(BuildError::Unknown);
         }
         Ok(())
@@ -265,12 +281,8 @@ impl Layers for ProgramBuilder {
     }
 
     fn default(&self) -> Outcome {
-        let action = match self.default {
-            Verdict::Allow => Action::Allow,
-            Verdict::Deny => Action::Deny,
-        };
         Outcome {
-            action,
+            action: self.default.clone(),
             log: self.settings.log,
         }
     }
@@ -310,7 +322,7 @@ impl fmt::Display for BuildError {
                 "{msrs} contains x2APIC registers (0x800..=0x8ff), which KVM never filters (S3.1); leave them out"
             ),
             Self::Unknown => f.write_str(
-                "`unknown` has no effect under the default action deny, which refuses accesses of unknown MSRs first (S5.1); use the default action allow",
+                "`unknown` has no effect under a default action that refuses, as accesses of unknown MSRs are then refused first (S5.1); use the default action allow",
             ),
             Self::Compile(error) => fmt::Display::fmt(error, f),
             Self::Responder(error) => fmt::Display::fmt(error, f),

@@ -55,6 +55,22 @@ register = { reset = 5, mask = 0xff }
 }
 
 #[test]
+fn builder_that_kills_by_default_builds_program_of_default_kill() {
+    let killing = || ProgramBuilder::kill_by_default().allow(msr(0x277), Accesses::Both);
+    let built = killing().build().unwrap();
+    let text = "policy = 1\ndefault = 'kill'\n[msrs]\n0x277 = 'rw'";
+    assert_eq!(built.digest(), from_text(text).digest());
+    assert_eq!(Program::decode(&built.encode()), Ok(built.clone()));
+    let last = built.variants()[0].rule(msr(u32::MAX), Access::Read);
+    assert_eq!(*last.action, Action::Kill);
+    let unknown = Unknown {
+        read: UnknownAction::Value(0),
+        ..Unknown::default()
+    };
+    assert_eq!(killing().unknown(unknown).build(), Err(BuildError::Unknown));
+}
+
+#[test]
 fn later_builder_call_decides_and_its_source_line_is_the_origin() {
     let built = ProgramBuilder::new(Verdict::Allow)
         .deny(MsrRange::between(msr(0x10), msr(0x1f)), Accesses::Both)

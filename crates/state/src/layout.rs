@@ -50,6 +50,7 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
+    pub(crate) const WATCHED: usize = 9;
     /// The position of the number of VMs that were made in the run, including those that the VMM did not get
     /// in the end.
     pub(crate) const VMS_MADE: usize = 16;
@@ -90,6 +91,8 @@ pub struct NewRun<'p> {
     pub cookie: u64,
     /// The exit reasons that this host's KVM accepts, as bits of the mask.
     pub reasons: u64,
+    /// The exit reasons that the library asks for in addition to those that the program needs, as bits of the mask.
+    pub watched: u64,
     /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 unknown.
     pub ignore_msrs: u64,
     /// The encoded program.
@@ -205,6 +208,7 @@ impl NewRun<'_> {
         set(word::SIZE, layout.words as u64 * 8);
         set(word::COOKIE, self.cookie);
         set(word::REASONS, self.reasons);
+        set(word::WATCHED, self.watched);
         set(word::IGNORE_MSRS, self.ignore_msrs);
         set(word::PROGRAM, self.program.len() as u64);
         set(word::PLACES, PLACES as u64);

@@ -76,6 +76,12 @@ impl<'w> Page<'w> {
         self.get(word::REASONS)
     }
 
+    /// The exit reasons that the library asks for in addition to those that the program needs, as bits of the mask.
+    #[must_use]
+    pub fn watched(&self) -> u64 {
+        self.get(word::WATCHED)
+    }
+
     /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 unknown.
     #[must_use]
     pub fn ignore_msrs(&self) -> u64 {

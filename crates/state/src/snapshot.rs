@@ -241,6 +241,7 @@ mod tests {
         let bytes = NewRun {
             cookie: 7,
             reasons: 6,
+            watched: 1,
             ignore_msrs: 2,
             program: b"a program",
             has_events,
@@ -283,10 +284,8 @@ mod tests {
     fn page_returns_data_of_new_run() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
-        assert_eq!(
-            (page.cookie(), page.reasons(), page.ignore_msrs()),
-            (7, 6, 2)
-        );
+        assert_eq!((page.cookie(), page.reasons(), page.watched()), (7, 6, 1));
+        assert_eq!(page.ignore_msrs(), 2);
         assert_eq!(page.program(), b"a program");
     }
 

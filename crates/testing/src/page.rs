@@ -14,6 +14,7 @@ pub fn snapshot_after(accesses: impl IntoIterator<Item = Kind>) -> Snapshot {
     let new = NewRun {
         cookie: 7,
         reasons: 6,
+        watched: 0,
         ignore_msrs: 0,
         program: b"",
         has_events: false,

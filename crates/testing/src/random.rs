@@ -70,7 +70,7 @@ pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     let base = prop_oneof![2 => Just(Vec::new()), 1 => vec(entry(0), 1..4)];
     let whens = vec((select(CPUS.to_vec()), vec(entry(3), 0..3)), 0..3);
     let whens = prop_oneof![2 => Just(Vec::new()), 1 => whens];
-    let default = select(vec!["deny", "allow"]);
+    let default = select(vec!["deny", "allow", "kill"]);
     (default, logs, base, vec(entry(1), 0..10), whens).prop_map(
         |(default, log, base, entries, whens)| PolicyPlan {
             default,

@@ -3,18 +3,18 @@
 mod enforced;
 mod host;
 mod picture;
+mod warnings;
 mod within;
 
-use std::collections::BTreeSet;
 use std::io::Write;
 
-use msrgate_policy::lint::{self, Code, Warning};
-use msrgate_policy::{Compiled, Cpu, Entry, one_line, shown_name};
+use msrgate_policy::lint;
+use msrgate_policy::{Compiled, shown_name};
 use serde::Serialize;
 
 pub(super) use enforced::{BypassRow, accepted};
 
-use crate::cli::{CheckArgs, Detail, Format};
+use crate::cli::{CheckArgs, Format, Severity};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
@@ -24,6 +24,7 @@ use crate::terminal;
 use enforced::Counted;
 use host::{Findings, Host, HostRow};
 use picture::{Layout, PackedVariant, Shown};
+use warnings::WarningRow;
 use within::{Within, WithinReport};
 
 /// The number of warnings of one kind that are shown, unless the user asks for all.
@@ -45,15 +46,6 @@ struct Report {
     /// The comparison with the policy of `--within`; absent without that option.
     #[serde(skip_serializing_if = "Option::is_none")]
     within: Option<WithinReport>,
-}
-
-/// A warning, with its kind and its text.
-#[derive(Serialize)]
-struct WarningRow {
-    code: &'static str,
-    #[serde(flatten)]
-    remark: Remark,
-    details: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -95,61 +87,47 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
     let mut all = lint::of_policy(&compiled);
     all.append(&mut found.warnings);
     found.warnings = all;
+    let is_denied = args.severity() == Severity::Error && !found.warnings.is_empty();
+    let holds = within.as_ref().is_none_or(Within::holds);
+    let answer = if holds && !is_denied {
+        Answer::Yes
+    } else {
+        Answer::No
+    };
     match args.format.format {
-        Format::Text => print(
-            out,
-            &compiled,
-            &found,
-            within.as_ref(),
-            &variants,
-            args.detail(),
-        )?,
+        Format::Text => print(out, &compiled, &found, within.as_ref(), &variants, args)?,
         Format::Json => {
-            let report = report(&compiled, &host, found, within.as_ref(), (cpu, &variants));
+            let rows = found
+                .warnings
+                .iter()
+                .map(|one| WarningRow::of(compiled.policy(), one, args.severity()));
+            let report = Report {
+                schema: SCHEMA,
+                ok: answer == Answer::Yes,
+                mistakes: [],
+                warnings: rows.collect(),
+                cpu: cpu.map(ToString::to_string),
+                host: host.row(found.not_made),
+                enforcement: enforced::report(&compiled),
+                packed: Packed::of(&compiled, &variants),
+                within: within.as_ref().map(Within::report),
+            };
             output::json(out, &report)?;
         }
     }
-    let holds = within.is_none_or(|within| within.holds());
-    Ok(if holds { Answer::Yes } else { Answer::No })
+    Ok(answer)
 }
 
-fn report(
-    compiled: &Compiled,
-    host: &Host,
-    found: Findings<'_>,
-    within: Option<&Within>,
-    (cpu, variants): (Option<&Cpu>, &[Shown<'_>]),
-) -> Report {
-    let policy = compiled.policy();
-    let file = |entry: &Entry| policy.text(entry.source()).name().to_owned();
-    let row = |warning: Warning<'_>| WarningRow {
-        code: warning.code.word(),
-        remark: Remark {
-            message: warning.message,
-            help: Some(warning.help),
-            file: warning.entry.map(file),
-            line: warning.entry.map(|entry| entry.place().line),
-            column: warning.entry.map(|entry| entry.place().column),
-            others: Vec::new(),
-        },
-        details: warning.details,
-    };
-    Report {
-        schema: SCHEMA,
-        ok: within.is_none_or(Within::holds),
-        mistakes: [],
-        warnings: found.warnings.into_iter().map(row).collect(),
-        cpu: cpu.map(ToString::to_string),
-        host: host.row(found.not_made),
-        enforcement: enforced::report(compiled),
-        packed: Packed {
+impl Packed {
+    fn of(compiled: &Compiled, variants: &[Shown<'_>]) -> Self {
+        let policy = compiled.policy();
+        Self {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
             digest: compiled.program().digest().to_string(),
             variants: variants.iter().map(PackedVariant::of).collect(),
-        },
-        within: within.map(Within::report),
+        }
     }
 }
 
@@ -159,11 +137,12 @@ fn print(
     found: &Findings<'_>,
     within: Option<&Within>,
     variants: &[Shown<'_>],
-    detail: Detail,
+    args: &CheckArgs,
 ) -> Result<(), Failure> {
     let policy = compiled.policy();
+    let (detail, severity) = (args.detail(), args.severity());
     for warnings in found.warnings.chunk_by(|one, next| one.code == next.code) {
-        print_warnings(out, compiled, warnings, detail)?;
+        warnings::print(out, policy, warnings, (detail, severity))?;
     }
     // If the command could not look for several kinds of warnings for the same reason, one line names them
     // all.
@@ -175,7 +154,15 @@ fn print(
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
     let source = shown_name(policy.source().name());
-    writeln!(out, "{source}: {green}no mistakes{green:#}")?;
+    match (severity, found.warnings.len()) {
+        (Severity::Warning, _) | (_, 0) => writeln!(out, "{source}: {green}no mistakes{green:#}")?,
+        (Severity::Error, count) => writeln!(
+            out,
+            "{source}: no mistakes, but {}, which --deny-warnings makes {}",
+            output::count(count, "warning", "warnings"),
+            if count == 1 { "an error" } else { "errors" },
+        )?,
+    }
     writeln!(
         out,
         "{}, default {}; msrgate has checked each filter against the policy for reads and writes of all 2^32 MSRs",
@@ -186,98 +173,8 @@ fn print(
     enforced::print(out, compiled, detail)?;
     for variant in variants {
         let layout = Layout::of(terminal::of_results());
-        picture::draw(out, policy, variant, (detail, layout))?;
+        picture::draw(out, variant, (detail, layout))?;
     }
     writeln!(out, "digest {}", compiled.program().digest().short())?;
-    Ok(())
-}
-
-/// Returns the place of a warning's entry, such as `policy.toml:7`, or the policy's name if the warning is
-/// about the whole policy.
-fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
-    let policy = compiled.policy();
-    match entry {
-        None => shown_name(policy.source().name()),
-        Some(entry) => {
-            let file = shown_name(policy.text(entry.source()).name());
-            format!("{file}:{}", entry.place().line)
-        }
-    }
-}
-
-/// Prints the warnings of one kind: all below one heading if the kind has a heading, else one by one.
-fn print_warnings(
-    out: &mut dyn Write,
-    compiled: &Compiled,
-    warnings: &[Warning<'_>],
-    detail: Detail,
-) -> Result<(), Failure> {
-    let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
-    let Some(first) = warnings.first() else {
-        return Ok(());
-    };
-    let code = first.code.word();
-    let shown = match detail {
-        // A punctured entry is one that an included entry within its range loosens. The punctured entries of
-        // the policy's own text come first, and all of them are shown.
-        Detail::Brief => SHOWN.max(own_punctured(compiled, warnings)),
-        Detail::Full => usize::MAX,
-    };
-    let Some(heading) = first.code.heading() else {
-        for warning in warnings.iter().take(shown) {
-            let (place, message) = (place(compiled, warning.entry), &warning.message);
-            writeln!(out, "{yellow}warning{yellow:#}[{code}]: {place}: {message}")?;
-            writeln!(out, "  help: {}", warning.help)?;
-        }
-        return more(out, code, warnings.len().saturating_sub(shown));
-    };
-    let source = place(compiled, None);
-    writeln!(
-        out,
-        "{yellow}warning{yellow:#}[{code}]: {source}: {heading}"
-    )?;
-    let lines: Vec<_> = warnings
-        .iter()
-        .flat_map(|warning| {
-            let key = warning.entry.map_or("default".to_owned(), |entry| {
-                format!(
-                    "{} {}",
-                    place(compiled, warning.entry),
-                    one_line(entry.key())
-                )
-            });
-            let details = warning.details.iter();
-            details.map(move |line| format!("{key}: {line}"))
-        })
-        .collect();
-    for line in lines.iter().take(shown) {
-        writeln!(out, "  {line}")?;
-    }
-    more(out, code, lines.len().saturating_sub(shown))?;
-    writeln!(out, "  help: {}", first.help)?;
-    Ok(())
-}
-
-/// Returns the number of punctured entries in the policy's own text. A punctured entry is one that an
-/// included entry within its range loosens.
-fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
-    let policy = compiled.policy();
-    let punctured = warnings.iter().filter(|one| one.code == Code::Punctured);
-    let entries = punctured.filter_map(|warning| warning.entry);
-    let own = entries.filter(|entry| std::ptr::eq(policy.text(entry.source()), policy.source()));
-    let places: BTreeSet<_> = own
-        .map(|entry| (entry.place().line, entry.place().column))
-        .collect();
-    places.len()
-}
-
-/// Prints the number of warnings that are not shown.
-fn more(out: &mut dyn Write, code: &str, count: usize) -> Result<(), Failure> {
-    if count > 0 {
-        writeln!(
-            out,
-            "  and {count} more {code} warnings; --verbose lists all"
-        )?;
-    }
     Ok(())
 }

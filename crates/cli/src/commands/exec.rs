@@ -24,6 +24,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::Path;
 
+use msrgate_filter::ReasonMask;
 use msrgate_kvm::gate::{Gate, GateError};
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::{Compiled, Mode, Program, one_line};
@@ -65,6 +66,8 @@ pub(super) struct Launch<'a> {
     pub(super) policy: String,
     pub(super) vmm: &'a [OsString],
     pub(super) events: Option<Events>,
+    /// The exit reasons that are recorded in addition to those that the program needs.
+    pub(super) watched: ReasonMask,
     pub(super) report: Report,
     pub(super) at_open_door: AtOpenDoor,
 }
@@ -117,6 +120,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         policy,
         vmm: &args.vmm,
         events,
+        watched: ReasonMask::NONE,
         report,
         at_open_door: if args.fail_open {
             AtOpenDoor::LetPass
@@ -152,6 +156,7 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     let page = StateFile::new(&NewRun {
         cookie,
         reasons: host.reasons().get(),
+        watched: launch.watched.bits() & host.reasons().get(),
         ignore_msrs: match host.ignore_msrs() {
             IgnoreMsrs::Off => 0,
             IgnoreMsrs::On => 1,

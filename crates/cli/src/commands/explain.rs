@@ -14,7 +14,7 @@ use super::check::{BypassRow, accepted};
 use crate::cli::{ExplainArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
-use crate::output;
+use crate::output::{self, SCHEMA};
 use crate::processor::{self, Chosen};
 
 /// The largest number of MSRs in one call. A request for more is probably a mistake.
@@ -22,6 +22,13 @@ const MOST: u64 = 0x1_0000;
 
 /// The indent of the lines that follow the first line of an access.
 const INDENT: &str = "                   ";
+
+#[derive(Serialize)]
+struct Report<'c> {
+    schema: u32,
+    /// Two rows for each MSR: its reads, then its writes.
+    accesses: Vec<Row<'c>>,
+}
 
 /// The JSON row of the reads of one MSR, or of its writes.
 #[derive(Serialize)]
@@ -55,6 +62,9 @@ struct Row<'c> {
     guest: String,
     /// True if the result needs a gate in the VMM; without one the guest gets #GP.
     needs_gate: bool,
+    /// True if a gate in the VMM gives the policy's answer for a register that KVM does not know; without a
+    /// gate the guest gets #GP.
+    needs_gate_if_unknown: bool,
     kernel: KernelRow,
     /// The kernel's report to user space about an allowed access if KVM does not know the register.
     kernel_if_unknown: Option<KernelRow>,
@@ -63,7 +73,10 @@ struct Row<'c> {
     /// The accesses that the policy logs: `none`, `denied`, `first` or `all`.
     log: &'static str,
     /// The accesses that are logged as events, in words.
-    events: &'static str,
+    events: String,
+    /// The accesses of a register that KVM does not know that are logged as events, in words; null if the
+    /// kernel reports none of them to user space.
+    events_if_unknown: Option<String>,
     /// The extent to which the decision is enforced: `enforced`, `partly` or `not`.
     enforced: String,
     /// The accesses that bypass the decision. Version 1 of the JSON calls them `holes`.
@@ -123,11 +136,14 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
     let indices = args.msrs.iter().flat_map(indices);
     match args.format.format {
         Format::Json => {
-            let rows: Vec<_> = indices
+            let rows = indices
                 .flat_map(|index| Access::ALL.map(|access| explained.of(index, access)))
-                .map(|explanation| explained.row(&explanation))
-                .collect();
-            output::json(out, &rows)?;
+                .map(|explanation| explained.row(&explanation));
+            let report = Report {
+                schema: SCHEMA,
+                accesses: rows.collect(),
+            };
+            output::json(out, &report)?;
         }
         Format::Text => {
             for index in indices {
@@ -179,6 +195,7 @@ impl<'c> Explained<'c> {
             bit: self.bit(explanation),
             guest: explanation.guest(),
             needs_gate: explanation.needs_gate(),
+            needs_gate_if_unknown: explanation.needs_gate_if_unknown(),
             kernel: kernel_row(explanation.reported(self.mask)),
             kernel_if_unknown: explanation.reported_unknown(self.mask).map(kernel_row),
             mode: match self.policy.settings().mode {
@@ -186,7 +203,10 @@ impl<'c> Explained<'c> {
                 Mode::Audit => "audit",
             },
             log: explanation.log.word(),
-            events: explanation.events(),
+            events: explanation.events().to_string(),
+            events_if_unknown: explanation
+                .events_if_unknown(self.mask)
+                .map(|events| events.to_string()),
             enforced: extent.to_string(),
             bypasses: bypasses
                 .iter()
@@ -241,6 +261,8 @@ impl<'c> Explained<'c> {
         let guest = one_line(&explanation.guest());
         let by = if explanation.needs_gate() {
             " (answered by a gate in the VMM; without one, #GP)"
+        } else if explanation.needs_gate_if_unknown() {
+            " (then answered by a gate in the VMM; without one, #GP)"
         } else {
             ""
         };
@@ -254,12 +276,25 @@ impl<'c> Explained<'c> {
             _ => writeln!(out, "{INDENT}kernel reports: {kernel}")?,
         }
         let (log, events) = (explanation.log.word(), explanation.events());
+        let unknown = self.if_unknown(explanation);
         writeln!(
             out,
-            "{INDENT}events: {events} (log {log}){}",
+            "{INDENT}events: {events} (log {log}){}{unknown}",
             seen(explanation)
         )?;
         self.print_extent(out, explanation)
+    }
+
+    /// Returns the remark about the events of a register that KVM does not know, if they are others.
+    fn if_unknown(&self, explanation: &Explanation<'_>) -> String {
+        let events = explanation.events_if_unknown(self.mask);
+        match events.filter(|events| *events != explanation.events()) {
+            Some(events) => {
+                let log = explanation.unknown_log().word();
+                format!("; {events} if KVM does not know the register (log {log})")
+            }
+            None => String::new(),
+        }
     }
 
     fn print_extent(

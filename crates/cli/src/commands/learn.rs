@@ -4,15 +4,17 @@
 //! of each kind. This process stays its parent, and writes the policy when the run has ended.
 
 mod from;
+mod output;
 mod parent;
 mod sightings;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 
+use msrgate_filter::{ExitReason, ReasonMask, Revision};
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::learn::{EMPTY, Kept, KeptBy, LearnError, Learnt, Notes, Sighting, learn};
 use msrgate_policy::{Compiled, NoIncludes, Source, compile, one_line, parse, registers};
@@ -22,12 +24,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::exec::{self, AtOpenDoor, Launch, Report, say};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
-use crate::files::{Files, Inode, Place};
+use crate::files::{Files, Place};
 use crate::links::{self, Target};
 use crate::load::Input;
 use crate::named;
 use crate::output::count;
-use crate::whole::{self, Content};
+use output::{is_standard, put};
 use sightings::Sightings;
 
 /// The policy under which a guest is watched.
@@ -39,10 +41,10 @@ const UNKNOWN: &str = "unknown = { read = \"deny\", write = \"deny\", log = \"fi
 /// The exit status if accesses are missing from the policy.
 const NOT_ALL: u8 = 1;
 
-pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
-    check_output(args)?;
+pub(super) fn run(args: &LearnArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    output::check(args)?;
     if args.vmm.is_empty() {
-        return from::run(args);
+        return from::run(args, out);
     }
     // A policy with mistakes is refused before the run. It is read again after the run, since its author may
     // edit it in the meantime.
@@ -58,6 +60,7 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
         policy: "learn".to_owned(),
         vmm: &args.vmm,
         events: None,
+        watched: ReasonMask::of(Revision::Mainline, &[ExitReason::Invalid]),
         report: report.take().map_or(Report::None, Report::Page),
         at_open_door: AtOpenDoor::Refuse,
     };
@@ -91,48 +94,6 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
         }));
     }
     written(args, &host, &snapshot, status)
-}
-
-/// Checks that the file of the new policy can be written, so that a wrong name is found before the VMM runs. A file
-/// that does not exist is made and removed again: if this process is killed, it leaves none.
-///
-/// # Errors
-/// The file cannot be written, or has content and is not the policy of `--merge`.
-fn check_output(args: &LearnArgs) -> Result<(), Failure> {
-    let path = &*args.output;
-    if path.as_os_str() == "-" {
-        return Err(Failure::Usage(
-            "-o - is refused: standard output is the VMM's; name a file".to_owned(),
-        ));
-    }
-    let failed = |error: io::Error| Failure::Input {
-        what: named::name(path),
-        why: format!("cannot be written: {error}"),
-    };
-    match File::options().write(true).create_new(true).open(path) {
-        Ok(_) => fs::remove_file(path).map_err(failed),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let there = fs::metadata(path).map_err(failed)?;
-            let is_blank = there.is_file() && there.len() == 0;
-            let is_recording = args.from.iter().any(|one| is_same(one, path));
-            let is_old = args.merge.as_ref().is_some_and(|old| is_same(old, path));
-            if is_recording || !(is_blank || is_old) {
-                let file = named::shown(path);
-                return Err(Failure::Usage(format!(
-                    "{file} exists; to add to a policy of this name, write --merge {file} -o {file}; else name another file"
-                )));
-            }
-            let opened = File::options().append(true).open(path);
-            opened.map(drop).map_err(failed)
-        }
-        Err(error) => Err(failed(error)),
-    }
-}
-
-/// Returns true if both paths lead to one regular file.
-fn is_same(one: &Path, other: &Path) -> bool {
-    let inode = Inode::behind(one);
-    inode.is_some() && inode == Inode::behind(other)
 }
 
 /// Writes the policy, and says what is in it.
@@ -176,26 +137,6 @@ fn show_alone(seen: &[Sighting], notes: &Notes) {
     }
 }
 
-/// Writes the policy into its file. The policy of `--merge` is replaced only if it is still what was read.
-///
-/// # Errors
-/// The file cannot be written, or another process has made or changed it in the meantime. The policy is then shown.
-fn put(args: &LearnArgs, old: &Old, learnt: &Learnt) -> Result<(), Failure> {
-    let written = check_output(args).and_then(|()| match &old.place {
-        Some(Place::File {
-            opened: Some(opened),
-            ..
-        }) if is_same(&opened.path, &args.output) => {
-            whole::replace(&args.output, opened, learnt.text.as_bytes())
-        }
-        _ => whole::write(&args.output, learnt.text.as_bytes(), Content::Text),
-    });
-    written.inspect_err(|_| {
-        say("the policy cannot be written, and is shown here instead:");
-        crate::results::talk(&learnt.text);
-    })
-}
-
 /// The policy that is added to.
 struct Old {
     source: Source,
@@ -210,7 +151,7 @@ impl Old {
     /// The policy cannot be read, or has mistakes, or includes files that the new policy would not find.
     fn read(args: &LearnArgs) -> Result<Self, Failure> {
         let Some(merge) = &args.merge else {
-            let source = Source::new(&named::shown(&args.output), EMPTY);
+            let source = Source::new(&output::name(args), EMPTY);
             return Ok(Self {
                 source,
                 place: None,
@@ -220,7 +161,7 @@ impl Old {
         let (_, included) = input.compiled_with_files(None)?;
         if let Place::File { folder, .. } = &input.place
             && !included.is_empty()
-            && folder_of(folder)? != folder_of(&folder_behind(&args.output)?)?
+            && folder_of(folder)? != folder_of(&folder_behind(args)?)?
         {
             let file = named::shown(merge);
             return Err(Failure::Usage(format!(
@@ -249,8 +190,12 @@ impl Old {
     }
 }
 
-/// Returns the folder of the file that a path leads to, or will lead to when the file is made.
-fn folder_behind(path: &Path) -> Result<PathBuf, Failure> {
+/// Returns the folder of the new policy's file, or the working folder for standard output.
+fn folder_behind(args: &LearnArgs) -> Result<PathBuf, Failure> {
+    let path = &*args.output;
+    if is_standard(args) {
+        return Ok(PathBuf::new());
+    }
     match links::follow(path) {
         Ok(Target::Path(path) | Target::Open(path)) => Ok(links::folder(&path).to_owned()),
         Err(error) => Err(not_found(path, &error)),
@@ -319,7 +264,7 @@ fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot)
 /// Says what was added to the policy, and what the policy goes on to refuse. `first` and `last` are words for the
 /// only run, and for the last one of several.
 fn tell_learnt(args: &LearnArgs, learnt: &Learnt, first: &str, last: &str) {
-    let file = named::shown(&args.output);
+    let file = output::name(args);
     let accesses = |number| count(number, "access", "accesses");
     let added = match (learnt.added.len(), learnt.unknown.len()) {
         (0, 0) => "which added nothing".to_owned(),

@@ -64,6 +64,26 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
     }
 }
 
+/// Two commands may work on one new file at once: the second one does not replace what the first one has written.
+#[test]
+fn create_of_file_that_another_process_has_made_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+    symlink("file", &link).expect("a link");
+    create(&link, b"first").expect("written");
+    assert_eq!(fs::read_to_string(&file).expect("read"), "first");
+    for path in [&link, &file] {
+        let refused = create(path, b"second").expect_err("it exists").to_string();
+        assert!(
+            refused.contains("another process made the file while"),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(&file).expect("read"), "first");
+    }
+    let left = fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(left, 2, "no temporary file is left");
+}
+
 #[test]
 fn replace_after_change_of_link_writes_file_that_was_read() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -93,16 +113,18 @@ fn replace_gives_owner_and_mode_to_open_file_and_not_to_its_name() {
     fs::set_permissions(&victim, Permissions::from_mode(0o600)).expect("set");
     let before = fs::metadata(&victim).expect("a file");
 
-    let file = NamedTempFile::new_in(folder.path()).expect("a file");
-    fs::remove_file(file.path()).expect("removed");
-    symlink("victim", file.path()).expect("a link");
+    let file = unnamed(folder.path(), PRIVATE).expect("a file");
+    let name = folder.path().join("temporary");
+    link(&file, &name).expect("a name");
+    fs::remove_file(&name).expect("removed");
+    symlink("victim", &name).expect("a link");
     let access = Access::of_path(&old, &fs::metadata(&old).expect("a file")).expect("its access");
-    access.give(file.as_file()).expect("done");
+    access.give(&file).expect("done");
 
     let of = |one: &Metadata| (one.uid(), one.gid(), one.mode());
     let after = fs::metadata(&victim).expect("a file");
     assert_eq!(of(&after), of(&before));
-    let given = file.as_file().metadata().expect("a file");
+    let given = file.metadata().expect("a file");
     assert_eq!(given.mode() & 0o7777, 0o606);
     assert_eq!(given.uid() == 12345, is_root);
 }

@@ -165,3 +165,33 @@ fn vmm_is_ended_with_sentence_if_exit_cannot_be_answered() {
     assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
     lab.assert_no_page_is_left();
 }
+
+/// The guest reads 0x8b, and no other MSR.
+#[test]
+fn default_kill_ends_vmm_at_access_that_no_entry_names() {
+    let Some(lab) = Lab::with_kvm("policy = 1\ndefault = 'kill'\n") else {
+        return;
+    };
+    let vmm = lab.build("strict.c", &[]);
+    let killed = ran(lab.exec(&[]).arg(&vmm));
+    assert_eq!(
+        (&*killed.out, killed.status),
+        ("", 128 + 9),
+        "{}",
+        killed.err
+    );
+    let said = "the policy has the action kill for the read of MSR 0x8b";
+    assert!(killed.err.contains(said), "{}", killed.err);
+    let grant = "to allow: IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }\n";
+    assert!(killed.err.contains(grant), "{}", killed.err);
+    let entry = "IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }";
+    let named = format!("policy = 1\ndefault = 'kill'\n[msrs]\n{entry}\n");
+    fs::write(lab.path("guest.toml"), named).unwrap();
+    let allowed = ran(lab.exec(&[]).arg(&vmm));
+    assert_eq!(
+        (&*allowed.out, allowed.status),
+        (".\n", 0),
+        "{}",
+        allowed.err
+    );
+}

@@ -1,11 +1,13 @@
 //! Tests of `msrgate learn` with QEMU and small VMMs.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::lab::{Lab, Ran, library, ran};
+use crate::lab::{Lab, Ran, library, ran, skip};
 use crate::qemu;
 
 /// Returns the command `msrgate learn OPTIONS -- …`, to which the test adds the VMM.
@@ -70,15 +72,19 @@ fn learnt_policy_lets_guest_run_as_before() {
     }
 }
 
+/// Writes a boot sector that makes no access, and ends QEMU: cli; mov al, 0x10; out 0xf4, al.
+fn write_quiet_sector(guest: &qemu::Guest) {
+    let mut sector = vec![0xfa, 0xb0, 0x10, 0xe6, 0xf4];
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    fs::write(guest.path("sector"), sector).unwrap();
+}
+
 /// The shipped policy has all that learning sees of the firmware, and the boot sector does nothing.
 #[test]
 fn seabios_policy_refuses_nothing_of_firmware() {
     for guest in qemu::labs(DENIES_ALL) {
-        // cli; out 0xf4, al: ends QEMU.
-        let mut sector = vec![0xfa, 0xe6, 0xf4];
-        sector.resize(510, 0);
-        sector.extend([0x55, 0xaa]);
-        fs::write(guest.path("sector"), sector).unwrap();
+        write_quiet_sector(&guest);
         let policy = msrgate(&guest, &["policies", "seabios"]).out;
         fs::write(guest.path("guest.toml"), &policy).unwrap();
         let mut command = guest.exec(&[]);
@@ -105,6 +111,115 @@ fn seabios_policy_refuses_nothing_of_firmware() {
             ],
         );
         assert_eq!(within.status, 0, "{}{}", within.out, within.err);
+        // The entries beyond it are those that say so.
+        let beyond = [
+            "check",
+            "--host",
+            "none",
+            "guest.toml",
+            "--within",
+            "learnt.toml",
+        ];
+        let beyond = msrgate(&guest, &beyond);
+        let is_access = |line: &&str| line.starts_with("  read  ") || line.starts_with("  write ");
+        let looser = beyond.out.lines().filter(is_access);
+        let by_source = ["0x3a IA32_FEATURE_CONTROL:", "0x12 MSR_KVM_SYSTEM_TIME:"];
+        for line in looser {
+            assert!(
+                by_source.iter().any(|one| line.contains(one)),
+                "{}",
+                beyond.out
+            );
+            let key = line
+                .split([' ', ':'])
+                .find(|word| word.contains("_"))
+                .unwrap();
+            let entry = policy.lines().find(|line| line.starts_with(key)).unwrap();
+            assert!(entry.contains("why = \"by source: "), "{entry}");
+        }
+    }
+}
+
+/// A trace of the kernel's own, of one process and its threads.
+struct Tracer(PathBuf);
+
+impl Tracer {
+    /// Makes an instance of tracefs. Returns `None`, and prints why, where there is no tracefs.
+    fn new() -> Option<Self> {
+        let number = std::process::id();
+        let instances = Path::new("/sys/kernel/tracing/instances");
+        let tracer = Self(instances.join(format!("msrgate-test-{number}")));
+        if let Err(error) = fs::create_dir(&tracer.0) {
+            let advice = "mount -t tracefs nodev /sys/kernel/tracing, as root";
+            skip(
+                "tracefs",
+                &format!("tracefs makes no instance: {error}. Mount it: {advice}"),
+            );
+            return None;
+        }
+        fs::write(tracer.0.join("options/event-fork"), "1").unwrap();
+        Some(tracer)
+    }
+
+    /// Returns the command that runs a program traced, to which the test adds the program's path and arguments. Before
+    /// the instance has the process, its events are those of all processes.
+    fn command(&self) -> Command {
+        let script = "cd \"$0\" && echo $$ >set_event_pid && echo 1 >events/kvm/kvm_msr/enable && cd \"$OLDPWD\" && exec \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&self.0);
+        command
+    }
+
+    fn trace(&self) -> String {
+        fs::read_to_string(self.0.join("trace")).unwrap()
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+/// The firmware of a plain run makes the accesses that learning sees, and no others.
+#[test]
+fn learn_sees_same_accesses_of_firmware_as_kernels_trace_of_plain_run() {
+    for guest in qemu::labs(DENIES_ALL) {
+        let Some(tracer) = Tracer::new() else {
+            return;
+        };
+        write_quiet_sector(&guest);
+        let mut plain = tracer.command();
+        qemu::machine(
+            plain
+                .arg(&guest.qemu)
+                .current_dir(guest.path("").as_path())
+                .stdin(Stdio::null()),
+            "file:plain",
+        );
+        let plain = ran(&mut plain);
+        assert_eq!(plain.status, qemu::DONE, "{}", plain.err);
+        fs::write(guest.path("trace"), tracer.trace()).unwrap();
+        let mut learning = learn(&guest, &["-o", "learnt.toml"]);
+        qemu::machine(learning.arg(&guest.qemu), "file:guarded");
+        let learning = ran(&mut learning);
+        assert_eq!(learning.status, qemu::DONE, "{}", learning.err);
+        let from = ["learn", "--from", "trace", "-o", "traced.toml"];
+        let traced = msrgate(&guest, &from);
+        assert_eq!(traced.status, 0, "{}", traced.err);
+        let accesses = |name: &str| {
+            let text = fs::read_to_string(guest.path(name)).unwrap();
+            let text: toml::Table = text.parse().unwrap();
+            let msrs = text["msrs"].as_table().unwrap().iter();
+            let of = |(key, entry): (&String, &toml::Value)| {
+                let action = |access| entry[access].as_str().unwrap().to_owned();
+                (key.clone(), [action("read"), action("write")])
+            };
+            msrs.map(of).collect::<BTreeMap<_, _>>()
+        };
+        let (learnt, traced) = (accesses("learnt.toml"), accesses("traced.toml"));
+        assert!(learnt.len() > 20, "{learnt:?}");
+        assert_eq!(learnt, traced);
     }
 }
 
@@ -283,6 +398,54 @@ fn page_that_vmm_has_damaged_is_told_and_no_policy_is_written() {
         );
         assert!(!lab.path("learnt.toml").exists());
     }
+}
+
+/// The first write of EFER was let through by the filter, and refused by KVM.
+#[test]
+fn access_that_kvm_refuses_for_its_value_is_marked_and_allowed() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let plain = ran(Command::new(&vmm).arg("invalid"));
+    let learning = ran(learn(&lab, &["-o", "learnt.toml"]).arg(&vmm).arg("invalid"));
+    assert_eq!((&*plain.out, plain.status), ("0!\n", 0), "{}", plain.err);
+    assert_eq!(
+        (&*learning.out, learning.status),
+        ("0!\n", 0),
+        "{}",
+        learning.err
+    );
+    let text = fs::read_to_string(lab.path("learnt.toml")).unwrap();
+    assert!(text.contains("IA32_EFER"), "{text}");
+    assert!(text.contains("; KVM refused a write with #GP\""), "{text}");
+    assert!(
+        text.contains("# KVM knows these MSRs, and refused"),
+        "{text}"
+    );
+    fs::copy(lab.path("learnt.toml"), lab.path("guest.toml")).unwrap();
+    let guarded = ran(lab.exec(&[]).arg(&vmm).arg("invalid"));
+    assert_eq!(guarded.out, plain.out);
+    assert!(guarded.err.contains("refused nothing"), "{}", guarded.err);
+}
+
+/// A run in which no VM was watched shows nothing.
+#[test]
+fn vmm_that_goes_past_the_library_gets_no_vm_and_learn_exits_with_125() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let past = lab.build("past.c", &[]);
+    let ran = ran(learn(&lab, &["-o", "learnt.toml"]).arg(past).arg("only"));
+    assert!(ran.out.contains("syscall: -1\n"), "{}", ran.out);
+    assert_eq!(ran.status, 125, "{}", ran.err);
+    for said in [
+        "asked KVM for a VM past msrgate's library",
+        "the VMM made no VM",
+    ] {
+        assert!(ran.err.contains(said), "{}", ran.err);
+    }
+    assert!(!lab.path("learnt.toml").exists());
 }
 
 /// The run may have taken hours, so what it showed is not lost with the policy that it was to be added to.

@@ -177,6 +177,26 @@ fn killed_vmm_ends_by_sigkill_and_says_why() {
     }
 }
 
+/// QEMU's firmware accesses MSRs before the sector does.
+#[test]
+fn default_kill_ends_qemu_at_first_access_of_firmware() {
+    for lab in labs("policy = 1\ndefault = 'kill'\n") {
+        let ran = boot(&lab, &[], &[]);
+        assert_eq!((&*ran.out, ran.status), ("", 128 + 9), "{}", ran.err);
+        let said = ran.err.contains("the policy has the action kill for the ");
+        assert!(
+            said && ran.err.contains("refused 1 access\n"),
+            "{}",
+            ran.err
+        );
+        let by = ran
+            .err
+            .contains(" by the default of guest.toml, first by vCPU 0");
+        assert!(by && ran.err.contains("; to allow: "), "{}", ran.err);
+        lab.assert_no_page_is_left();
+    }
+}
+
 #[test]
 fn audit_refuses_nothing_and_records() {
     for policy in [DENIES, KILLS] {

@@ -3,6 +3,7 @@
 
 #define KERNEL_GS_BASE 0xc0000102
 #define UNKNOWN 0x12345678
+#define EFER 0xc0000080
 
 // The guest writes 5 to MSR ECX, reads the MSR, and prints the low digit of the value, and '.', or '!' if an access
 // was a #GP.
@@ -64,6 +65,12 @@ static void both(void) {
     read_msr(one, 0x10);
 }
 
+// The guest writes a value to EFER that KVM refuses, and then reads it.
+static void invalid(void) {
+    struct vm one = make();
+    run_guest(one, write_and_read, sizeof write_and_read, EFER);
+}
+
 // Sets a filter anew for each of five MSRs, with one range more each time, as QEMU does with rapl.
 static void growing(void) {
     static const uint32_t msrs[] = { 0x35, 0x606, 0x610, 0x611, 0x614 };
@@ -97,7 +104,7 @@ static void past_the_library(void) {
 
 int main(int argc, char **argv) {
     const struct act all[] = {
-        { "written", written }, { "unknown", unknown }, { "both", both }, { "growing", growing },
+        { "written", written }, { "unknown", unknown }, { "invalid", invalid }, { "both", both }, { "growing", growing },
         { "without-cpuid", without_cpuid }, { "past-the-library", past_the_library }, { 0 },
     };
     return act(all, argc, argv);

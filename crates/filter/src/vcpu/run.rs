@@ -119,23 +119,25 @@ impl<R: Registers> Vcpu<R> {
     /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome with which `KVM_RUN`
     /// ends, or `None` if `KVM_RUN` goes on.
     fn complete(&mut self) -> Option<RunExit> {
-        let Pending { exit, reply } = self.pending.take()?;
+        let Pending { exit, reply, rip } = self.pending.take()?;
         if reply.error == 0 {
             if exit.access == Access::Read {
                 self.gprs = self.gprs.with_value(reply.data);
             }
-            return Some(self.retire());
+            return Some(self.retire(rip));
         }
         self.queued = Queued::GeneralProtection;
         match self.shared.revision().refused() {
             Refused::AtInstruction => None,
-            Refused::PastInstruction => Some(self.retire()).filter(|exit| *exit == RunExit::Debug),
+            Refused::PastInstruction => {
+                Some(self.retire(rip)).filter(|exit| *exit == RunExit::Debug)
+            }
         }
     }
 
-    /// Moves RIP past the instruction that is complete.
-    const fn retire(&mut self) -> RunExit {
-        self.gprs.rip = self.gprs.rip.wrapping_add(Instruction::LENGTH);
+    /// Moves RIP past the instruction at `rip`, which is complete.
+    const fn retire(&mut self, rip: u64) -> RunExit {
+        self.gprs.rip = rip.wrapping_add(Instruction::LENGTH);
         match self.single_step {
             SingleStep::Off => RunExit::Retired,
             SingleStep::On => RunExit::Debug,
@@ -156,7 +158,7 @@ impl<R: Registers> Vcpu<R> {
             Instruction::Wrmsr => self.guest_write(index, self.gprs.value()),
         };
         match result {
-            Ok(()) => self.retire(),
+            Ok(()) => self.retire(self.gprs.rip),
             Err(reason) => self.refuse(instruction.access(), reason),
         }
     }
@@ -176,7 +178,7 @@ impl<R: Registers> Vcpu<R> {
             }
         };
         match result {
-            Ok(()) => self.retire(),
+            Ok(()) => self.retire(self.gprs.rip),
             Err(_) => self.general_protection(),
         }
     }
@@ -198,7 +200,8 @@ impl<R: Registers> Vcpu<R> {
             reason,
         };
         let reply = Reply::unanswered(&exit);
-        self.pending = Some(Pending { exit, reply });
+        let rip = self.gprs.rip;
+        self.pending = Some(Pending { exit, reply, rip });
         RunExit::Msr(exit)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use msrgate_filter::ReasonMask;
 use msrgate_program::Program;
 
 use super::device::{Device, GuestMemory, MakeDevice};
@@ -23,6 +24,7 @@ pub struct GateOptions {
     pub(super) events: EventOptions,
     pub(super) clock: Clock,
     pub(super) watcher: Option<Arc<dyn Watcher>>,
+    pub(super) watched_reasons: ReasonMask,
     pub(super) publish_by: Option<PublishBy>,
 }
 
@@ -47,6 +49,7 @@ impl fmt::Debug for GateOptions {
             .field("handlers", &self.handlers)
             .field("events", &self.events)
             .field("watcher", &self.watcher.is_some())
+            .field("watched_reasons", &self.watched_reasons)
             .finish_non_exhaustive()
     }
 }
@@ -99,6 +102,15 @@ impl GateOptions {
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);
+        self
+    }
+
+    /// Sets exit reasons for which accesses come to the gate although its program does not need them, so that the
+    /// [watcher](Self::watcher) is told of them. For `KVM_MSR_EXIT_REASON_INVAL`, these are accesses that KVM refuses although it knows
+    /// the MSR. The guest gets the same #GP as without these reasons. The host's KVM has to accept the reasons.
+    #[must_use]
+    pub const fn watched_reasons(mut self, reasons: ReasonMask) -> Self {
+        self.watched_reasons = reasons;
         self
     }
 

@@ -99,14 +99,14 @@ impl Shared {
 
     /// Returns the mask of exit reasons that the program and the VMM's own mask need together. If the gate
     /// has a watcher, the mask includes `KVM_MSR_EXIT_REASON_FILTER`, so that each denied access comes to
-    /// the gate.
+    /// the gate, and the reasons of [`GateOptions::watched_reasons`].
     pub(super) fn reasons(&self, responder: &Responder, beside: &Beside) -> ReasonMask {
         let own = responder.variant().reasons();
         let watched = match self.options.watcher {
             Some(_) => ReasonMask::of(Revision::Mainline, &[ExitReason::Filter]),
             None => ReasonMask::NONE,
         };
-        let own = own.bits() | watched.bits();
+        let own = own.bits() | watched.bits() | self.options.watched_reasons.bits();
         let own = ReasonMask::from_bits(Revision::Mainline, own).unwrap_or(watched);
         beside.reasons_with(own)
     }

@@ -4,6 +4,7 @@ mod actions;
 mod beside;
 mod clock;
 mod devices;
+mod explained;
 mod kicks;
 mod machine;
 mod model;

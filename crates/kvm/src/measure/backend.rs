@@ -9,7 +9,7 @@ use crate::exit::RawReasons;
 use crate::measure::guest::{Apic, Guest, GuestError};
 use crate::measure::observed::{Observed, Step};
 use crate::probe::HostCaps;
-use crate::sys::calls::enable_reasons;
+use crate::sys::calls::{enable_reasons, set_up_machine_checks};
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
 /// A VM with one vCPU. A test can set the filter and the mask of exit reasons of this VM, and run scripts of
@@ -81,6 +81,21 @@ impl KvmBackend {
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let guest = Guest::new(host, Apic::Absent)?;
         Ok(Self { guest })
+    }
+
+    /// Creates a VM on this host whose vCPU has all machine-check features that KVM supports. Without them
+    /// some machine-check registers take no values.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn with_machine_checks(host: &HostCaps) -> Result<Self, GuestError> {
+        let backend = Self::new(host)?;
+        let kvm = host.open()?;
+        set_up_machine_checks(&kvm, backend.guest.vcpu()).map_err(|errno| GuestError::Call {
+            name: "KVM_X86_SETUP_MCE",
+            errno,
+        })?;
+        Ok(backend)
     }
 
     /// Sets how long a script may run before [`Backend::run`] returns an error. A script of more than a few

@@ -124,6 +124,7 @@ statements! {
     holds s5_5_kernel_reads_back_only_error_and_data_of_exit "S5.5";
     holds s5_5a_filter_and_mask_set_while_exit_is_pending_do_not_change_its_completion "S5.5a";
     holds s5_5b_registers_set_while_exit_is_pending "S5.5b";
+    holds s5_5c_rip_set_while_exit_is_pending "S5.5c";
     holds s5_6_immediate_exit_completes_pending_exit "S5.6";
     holds s5_7_denied_access_without_exit_is_gp_at_the_instruction "S5.7";
     holds s5_8_rewound_access_is_executed_again "S5.8";

@@ -29,8 +29,16 @@ fn said(compiled: &Compiled, index: u32, access: Access) -> String {
     let unknown = explanation
         .reported_unknown(mask)
         .map_or_else(String::new, |reported| format!("; unknown: {reported}"));
+    let gate_if_unknown = if explanation.needs_gate_if_unknown() {
+        " (gate if unknown)"
+    } else {
+        ""
+    };
+    let events_if_unknown = explanation
+        .events_if_unknown(mask)
+        .map_or_else(String::new, |events| format!("; unknown: {events}"));
     format!(
-        "{index:#x} {access} {}\n  guest: {}{gate}\n  kernel: {}{unknown}\n  events: {}\n  {extent}{bypasses}\n",
+        "{index:#x} {access} {}\n  guest: {}{gate}{gate_if_unknown}\n  kernel: {}{unknown}\n  events: {}{events_if_unknown}\n  {extent}{bypasses}\n",
         explanation.action,
         explanation.guest(),
         explanation.reported(mask),
@@ -108,6 +116,13 @@ fn explain_covers_default_x2apic_and_unknown_registers() {
         &[0x10, 0x11, 0x830],
     );
     insta::assert_snapshot!(deny + "--\n" + &allow);
+}
+
+/// Of a register that KVM does not know, the first access becomes an event, and a gate answers.
+#[test]
+fn explain_of_quiet_unknown_tells_events_and_gate() {
+    let text = include_str!("../../../../policies/quiet-unknown.toml");
+    insta::assert_snapshot!(all(text, &[0xdead]));
 }
 
 #[test]

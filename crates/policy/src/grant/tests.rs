@@ -46,7 +46,7 @@ fn assert_granted(
 ) {
     let (index, old) = (MsrIndex::new(index), compiled(before, base));
     let variants = old.program().variants();
-    let refuses = |variant: &&Variant| *variant.rule(index, access).action == Action::Deny;
+    let refuses = |variant: &&Variant| variant.rule(index, access).action.refuses();
     let refusing = variants
         .iter()
         .find(refuses)
@@ -88,6 +88,27 @@ fn grant_of_access_refused_by_default_adds_entry_or_changes_entry_of_same_msr() 
     ] {
         let (before, after) = (format!("{HEAD}{before}"), format!("{HEAD}{after}"));
         assert_granted(&before, "", 0x277, Access::Read, says, &after);
+    }
+}
+
+/// The letters of an entry cannot say `kill` of the other direction, which is to stay as it is.
+#[test]
+fn grant_of_access_refused_by_default_kill_keeps_other_direction() {
+    for (access, says, entry) in [
+        (
+            Access::Read,
+            "to allow: IA32_PAT = { read = \"allow\", write = \"inherit\" }",
+            "IA32_PAT = { read = 'allow', write = 'inherit' }",
+        ),
+        (
+            Access::Write,
+            "to allow: IA32_PAT = { read = \"inherit\", write = \"allow\" }",
+            "IA32_PAT = { read = 'inherit', write = 'allow' }",
+        ),
+    ] {
+        let before = "policy = 1\ndefault = 'kill'\n[msrs]\n";
+        let after = format!("{before}{entry}\n");
+        assert_granted(before, "", 0x277, access, says, &after);
     }
 }
 
@@ -194,6 +215,36 @@ fn grant_of_access_refused_by_included_entry_overrides_that_entry_or_adds_narrow
         granted.to_string(),
         "base.toml:3 is final, so only a change of it can allow this"
     );
+}
+
+/// The default refuses the access, and the entry with `final` keeps it so.
+#[test]
+fn grant_of_access_refused_by_default_names_final_entry_that_inherits_from_it() {
+    let index = MsrIndex::new(0x277);
+    for (text, base, place) in [
+        (
+            "[msrs]\n0x277 = { read = 'inherit', write = 'inherit', final = true }\n",
+            "",
+            "line 4",
+        ),
+        (
+            "[msrs]\n'0x270..=0x27f' = { read = 'inherit', write = 'deny', final = true }\n",
+            "",
+            "line 4",
+        ),
+        (
+            "include = ['base.toml']\n",
+            "policy = 1\n[msrs]\n\n0x277 = { read = 'inherit', write = 'allow', final = true }\n",
+            "base.toml:4",
+        ),
+    ] {
+        let compiled = compiled(&format!("{HEAD}{text}"), base);
+        let origin = origin(&compiled.program().variants()[0], index, Access::Read);
+        assert_eq!(origin, Origin::Default, "{text}");
+        let granted = grant(&compiled, origin, index, Accesses::Read).expect("a grant");
+        let wanted = format!("{place} is final, so only a change of it can allow this");
+        assert_eq!(granted.to_string(), wanted);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Imports the filter of a compiled policy, as [`emit`](crate::emit) writes it: JSON, C, Rust, or
-//! the bytes of the ioctl.
+//! the bytes of the ioctl, also as a dump in text.
 //!
 //! The JSON is
 //! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`.
@@ -16,7 +16,7 @@ use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
 use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
-use super::{ImportError, emitted, hexadecimal, quoted, without_effect};
+use super::{ImportError, dump, emitted, hexadecimal, quoted, without_effect};
 
 /// The version of the JSON format that this module reads: the value of the key `schema`.
 const SCHEMA: u64 = 1;
@@ -41,7 +41,12 @@ struct Window {
 /// Returns true if bytes look like the formats that [`compiled_filter`] reads.
 #[must_use]
 pub fn is_compiled_filter(bytes: &[u8]) -> bool {
-    is_json(bytes) || is_abi(bytes) || emitted::is_emitted(bytes)
+    is_json(bytes) || is_compiled_bytes(bytes) || emitted::is_emitted(bytes)
+}
+
+/// Returns true if bytes look like those of the ioctl, or like a dump of them.
+pub(super) fn is_compiled_bytes(bytes: &[u8]) -> bool {
+    is_abi(bytes) || dump::is_dump(bytes)
 }
 
 fn is_json(bytes: &[u8]) -> bool {
@@ -50,7 +55,7 @@ fn is_json(bytes: &[u8]) -> bool {
 
 /// Returns true if bytes contain a byte that is 0. A text has no byte that is 0; the struct of the
 /// ioctl always has one, in its padding.
-pub(super) fn is_abi(bytes: &[u8]) -> bool {
+fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }
 
@@ -68,12 +73,18 @@ pub fn compiled_filter(bytes: &[u8]) -> Result<CompiledFilter, ImportError> {
 }
 
 fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
-    if is_abi(bytes) {
-        return Ok(Compiled {
+    let of_bytes = |bytes: &[u8]| {
+        Ok(Compiled {
             filter: abi(bytes)?,
             made_for: None,
             reasons: None,
-        });
+        })
+    };
+    if is_abi(bytes) {
+        return of_bytes(bytes);
+    }
+    if dump::is_dump(bytes) {
+        return of_bytes(&dump::read(bytes)?);
     }
     if emitted::is_emitted(bytes) {
         return emitted::read(bytes);

@@ -24,7 +24,7 @@ pub(super) fn detect(bytes: &[u8]) -> Result<Format, ImportError> {
     if Program::is_program(bytes) {
         return Ok(Format::Program);
     }
-    if compiled::is_abi(bytes) || emitted::is_emitted(bytes) {
+    if compiled::is_compiled_bytes(bytes) || emitted::is_emitted(bytes) {
         return Ok(Format::Compiled);
     }
     if bytes.trim_ascii_start().starts_with(b"{") {

@@ -1,3 +1,4 @@
+mod dumps;
 mod reports;
 
 use msrgate_filter::{

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, DecidedBy, EntryId, Rule, Variant};
+use msrgate_program::{Action, DecidedBy, Rule, Variant};
 
 use super::entry;
 use super::runs::{News, Runs};
 use super::{Fate, Kept, KeptBy, LearnError, Learnt, MARK, Notes, Sighting};
 use crate::compile::{Compiled, compile};
 use crate::format::{Edited, checked};
+use crate::grant::spot::{Spot, only, spot};
 use crate::parse::Includes;
 use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
@@ -39,8 +40,7 @@ pub fn learn(
     seen: &[Sighting],
     notes: &Notes,
 ) -> Result<Learnt, LearnError> {
-    let nothing = BTreeSet::new();
-    changed(policy, includes, seen, &nothing, |edited, news| {
+    changed(policy, includes, seen, Authors::Keep, |edited, news| {
         let runs = Runs::of(edited.head()).after(news);
         runs.put(edited.head());
         Runs::put_notes(edited.head(), notes);
@@ -58,18 +58,27 @@ pub fn accept(
     seen: &[Sighting],
     named: &BTreeSet<MsrIndex>,
 ) -> Result<Learnt, LearnError> {
-    changed(policy, includes, seen, named, |_, _| {})
+    changed(policy, includes, seen, Authors::Change(named), |_, _| {})
+}
+
+/// The treatment of entries that an author has written.
+#[derive(Clone, Copy)]
+enum Authors<'n> {
+    /// They stay as they are.
+    Keep,
+    /// The author asks for the change. What an entry refuses is allowed only for these MSRs.
+    Change(&'n BTreeSet<MsrIndex>),
 }
 
 fn changed(
     policy: &Source,
     includes: &mut dyn Includes,
     seen: &[Sighting],
-    named: &BTreeSet<MsrIndex>,
+    authors: Authors<'_>,
     head: impl FnOnce(&mut Edited, News),
 ) -> Result<Learnt, LearnError> {
     let before = compile(parse(policy, includes)?)?;
-    let mut plan = Plan::of(&before, seen, named);
+    let mut plan = Plan::of(&before, seen, authors);
     let mut edited = Edited::of(policy)?;
     plan.write(&mut edited, &before);
     let news = if plan.msrs.is_empty() {
@@ -105,24 +114,24 @@ struct Change<'s> {
     actions: [Option<Action>; 2],
     /// The accesses because of which the entry changes.
     seen: Vec<&'s Sighting>,
-    /// The author's entry that refuses the accesses now.
-    author: Option<EntryId>,
+    /// The place of the change, if the author asks for it.
+    spot: Option<Spot<'s>>,
 }
 
 /// The state of an access before learning: the policy's decision about an access that the guest
 /// made.
-enum Standing {
+enum Standing<'p> {
     /// The policy need not change for this access.
     Met,
-    /// The default, a learnt entry, or this entry of the author, whose MSR is named, refuses the access, so
-    /// learning may allow it.
-    Open(Option<EntryId>),
+    /// The default, a learnt entry, or an entry of the author whose MSR is named refuses the access, so learning
+    /// may allow it: at this place, if the author asks for the change.
+    Open(Option<Spot<'p>>),
     /// An entry of the policy's author refuses the access, so learning does not allow it.
     Kept(KeptBy),
 }
 
 impl<'s> Plan<'s> {
-    fn of(before: &Compiled, seen: &'s [Sighting], named: &BTreeSet<MsrIndex>) -> Self {
+    fn of(before: &'s Compiled, seen: &'s [Sighting], authors: Authors<'_>) -> Self {
         let mut by_access = BTreeMap::<_, Vec<&Sighting>>::new();
         for one in seen {
             by_access
@@ -135,12 +144,12 @@ impl<'s> Plan<'s> {
             // The fate that counts is the best one: if KVM carried out the access once, then KVM
             // knows the register.
             let fate = seen.iter().map(|one| one.fate).min().unwrap_or(Fate::Done);
-            match standing(before, index, access, fate, named) {
+            match standing(before, index, access, fate, authors) {
                 Standing::Met => {}
                 Standing::Kept(by) => plan.kept.push(Kept { index, access, by }),
-                Standing::Open(author) => {
+                Standing::Open(spot) => {
                     let change = plan.msrs.entry(index).or_default();
-                    change.author = change.author.or(author);
+                    change.spot = change.spot.or(spot);
                     change.actions[access as usize] = Some(match fate {
                         Fate::Done | Fate::Untried | Fate::Refused | Fate::Answered => {
                             Action::Allow
@@ -179,7 +188,7 @@ impl<'s> Plan<'s> {
         for (&index, change) in &self.msrs {
             let key = match learnt.get(&index) {
                 Some(entry) => Some(change.write_into(edited, entry)),
-                None if change.write_into_authors(edited, before) => continue,
+                None if change.write_into_authors(edited) => continue,
                 None => change.write_new(edited, before, index),
             };
             let Some(key) = key else {
@@ -228,15 +237,11 @@ impl Change<'_> {
         }
     }
 
-    /// Changes the author's entry that refuses the accesses, if it is one of the policy's own text for this MSR
-    /// alone on all processors. A narrower entry can loosen a wider one.
-    fn write_into_authors(&self, edited: &mut Edited, before: &Compiled) -> bool {
-        let Some(entry) = self.author.map(|id| before.policy().entry(id)) else {
+    /// Changes the entry of the author that decides about this MSR alone, if there is one.
+    fn write_into_authors(&self, edited: &mut Edited) -> bool {
+        let Some(Spot::Entry(entry)) = self.spot else {
             return false;
         };
-        if entry.source() != OWN || entry.when().is_some() || entry.msrs().count() != 1 {
-            return false;
-        }
         let words = Access::ALL.map(|access| entry.action(access).map_or("inherit", Action::word));
         edited.spell_out(entry.key(), words);
         for access in Access::ALL {
@@ -271,8 +276,10 @@ impl Change<'_> {
     /// changes no decision.
     fn write_new(&self, edited: &mut Edited, before: &Compiled, index: MsrIndex) -> Option<String> {
         let key = entry::keys(index).find(|key| !edited.has(key))?;
-        let author = self.author.map(|id| before.policy().entry(id));
-        let replaced = author.filter(|entry| is_replaced(entry));
+        let replaced = match self.spot {
+            Some(Spot::Override(entry)) => Some(entry),
+            _ => None,
+        };
         for access in Access::ALL {
             let is_by_default = |rule: Rule<'_>| rule.by == DecidedBy::Default;
             let mut rules = before.variants().iter().map(|one| one.rule(index, access));
@@ -280,8 +287,13 @@ impl Change<'_> {
                 Some(action) => action.word(),
                 None => match replaced {
                     Some(entry) => entry.action(access).map_or("inherit", Action::word),
-                    None if rules.all(is_by_default) => before.policy().default_action().word(),
-                    None => "inherit",
+                    None => match before.policy().default_action() {
+                        // These are the words that letters stand for.
+                        default @ (Action::Allow | Action::Deny) if rules.all(is_by_default) => {
+                            default.word()
+                        }
+                        _ => "inherit",
+                    },
                 },
             };
             edited.set(&key, &access.to_string(), Some(word.to_owned()));
@@ -360,9 +372,9 @@ pub fn refused_by<'p>(
         _ => None,
     };
     if entry.is_none_or(is_learnt)
-        && let Some(id) = final_entry(policy, index, access)
+        && let Spot::Final(entry) = spot(policy, entry, index, only(access))
     {
-        return RefusedBy::Author(policy.entry(id));
+        return RefusedBy::Author(entry);
     }
     let Some(entry) = entry else {
         return RefusedBy::Default;
@@ -388,85 +400,52 @@ fn is_learnt(entry: &Entry) -> bool {
         && entry.why().is_some_and(entry::is_learnt)
 }
 
-fn standing(
-    before: &Compiled,
+fn standing<'p>(
+    before: &'p Compiled,
     index: MsrIndex,
     access: Access,
     fate: Fate,
-    named: &BTreeSet<MsrIndex>,
-) -> Standing {
+    authors: Authors<'_>,
+) -> Standing<'p> {
     let policy = before.policy();
+    let is_named = matches!(authors, Authors::Change(named) if named.contains(&index));
     let mut standing = Standing::Met;
     for rule in before.variants().iter().map(|one| one.rule(index, access)) {
         let is_refused = matches!(rule.action, Action::Deny | Action::Kill);
-        let is_named = named.contains(&index);
-        match rule.by {
+        let by = match rule.by {
             // An answer may depend on the value, and be a refusal.
             DecidedBy::Entry(id) if is_named && !is_refused && *rule.action != Action::Allow => {
-                return Standing::Kept(by_hand(policy, id));
+                return Standing::Kept(by_hand(policy, policy.entry(id)));
             }
-            _ if !is_refused => {}
-            DecidedBy::Kvm => {}
+            _ if !is_refused => continue,
+            DecidedBy::Kvm => continue,
             DecidedBy::Default if index == MsrIndex::MAX => {
                 return Standing::Kept(KeptBy::LastMsr);
             }
-            DecidedBy::Default => {
-                if let Some(id) = final_entry(policy, index, access) {
-                    return Standing::Kept(kept_by(policy, id));
-                }
-                standing = Standing::Open(None);
-            }
+            DecidedBy::Default => None,
             // Without a policy, the guest got a #GP, too. This entry refuses it, too, so
             // nothing changes.
-            DecidedBy::Entry(_) if matches!(fate, Fate::Faulted | Fate::Unknown) => {}
-            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => {
-                if let Some(id) = final_entry(policy, index, access) {
-                    return Standing::Kept(kept_by(policy, id));
-                }
-                standing = Standing::Open(None);
+            DecidedBy::Entry(_) if matches!(fate, Fate::Faulted | Fate::Unknown) => continue,
+            DecidedBy::Entry(id) => match policy.entry(id) {
+                entry if is_named || is_learnt(entry) => Some(entry),
+                entry => return Standing::Kept(kept_by(policy, entry)),
+            },
+        };
+        match spot(policy, by, index, only(access)) {
+            Spot::Final(entry) => return Standing::Kept(kept_by(policy, entry)),
+            Spot::ByHand(entry) | Spot::When(entry) => {
+                return Standing::Kept(by_hand(policy, entry));
             }
-            DecidedBy::Entry(id) if is_named && !can_be_accepted(policy.entry(id), access) => {
-                return Standing::Kept(by_hand(policy, id));
+            spot @ (Spot::Entry(_) | Spot::New | Spot::Override(_)) => {
+                let is_asked = matches!(authors, Authors::Change(_));
+                standing = Standing::Open(is_asked.then_some(spot));
             }
-            DecidedBy::Entry(id) if is_named && final_entry(policy, index, access).is_none() => {
-                standing = Standing::Open(Some(id));
-            }
-            DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),
         }
     }
     standing
 }
 
-/// Returns true if the author's entry can be changed, or a new entry can stand for it that keeps the answer of the other
-/// direction.
-fn can_be_accepted(entry: &Entry, access: Access) -> bool {
-    let [read, write] = Access::ALL.map(|access| entry.action(access));
-    let other = match access {
-        Access::Read => write,
-        Access::Write => read,
-    };
-    let is_kept = matches!(other, None | Some(Action::Allow | Action::Deny));
-    entry.when().is_none() && (is_kept || !is_replaced(entry))
-}
-
-/// Returns true for an entry of an include that a new entry for the same MSR replaces.
-fn is_replaced(entry: &Entry) -> bool {
-    entry.source() != OWN && entry.msrs().count() == 1
-}
-
-/// Returns the `final` entry that does not allow this access: it refuses it, or leaves it to the rest of the policy,
-/// which then refuses it. What the author made final is not loosened.
-fn final_entry(policy: &Policy, index: MsrIndex, access: Access) -> Option<EntryId> {
-    policy.ids().find(|id| {
-        let entry = policy.entry(*id);
-        entry.is_final()
-            && entry.msrs().contains(index)
-            && entry.action(access) != Some(&Action::Allow)
-    })
-}
-
-fn kept_by(policy: &Policy, id: EntryId) -> KeptBy {
-    let entry = policy.entry(id);
+fn kept_by(policy: &Policy, entry: &Entry) -> KeptBy {
     KeptBy::Entry {
         file: policy.text(entry.source()).name().to_owned(),
         place: entry.place(),
@@ -474,8 +453,7 @@ fn kept_by(policy: &Policy, id: EntryId) -> KeptBy {
     }
 }
 
-fn by_hand(policy: &Policy, id: EntryId) -> KeptBy {
-    let entry = policy.entry(id);
+fn by_hand(policy: &Policy, entry: &Entry) -> KeptBy {
     KeptBy::ByHand {
         file: policy.text(entry.source()).name().to_owned(),
         place: entry.place(),

@@ -6,6 +6,7 @@ use msrgate_program::{Action, DecidedBy, Device, one_line};
 
 use super::warning::{Code, Warning, once};
 use crate::compile::Compiled;
+use crate::policy::Mode;
 use crate::registers;
 
 /// Returns a warning if the policy uses the emulated device `microcode`, but does not let the guest read the
@@ -33,18 +34,24 @@ pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
                 (read, _) => (Access::Read, read),
             };
             let entry = policy.entry(id);
-            warnings.push(Warning {
-                code: Code::RevisionUnread,
-                details: Vec::new(),
-                entry: Some(entry),
-                message: format!(
-                    "`{}` takes microcode updates, but the guest cannot read their revision: the action for {access}s of {} is {action}",
-                    one_line(entry.key()),
-                    registers::titled(SIGN_ID),
-                ),
-                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0 to this register, executes CPUID, and then reads the revision"
-                    .to_owned(),
-            });
+            let is_audited = policy.settings().mode == Mode::Audit && action.refuses();
+            let cannot = if is_audited {
+                "with `mode = \"enforce\"` the guest could not read"
+            } else {
+                "the guest cannot read"
+            };
+            let message = format!(
+                "`{}` takes microcode updates, but {cannot} their revision: the action for {access}s of {} is {action}",
+                one_line(entry.key()),
+                registers::titled(SIGN_ID),
+            );
+            let help = "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0 to this register, executes CPUID, and then reads the revision";
+            warnings.push(Warning::new(
+                Code::RevisionUnread,
+                Some(entry),
+                message,
+                help,
+            ));
         }
     }
     once(warnings)

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use msrgate_filter::Access;
 use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, Variant, one_line};
 
-use super::warning::{Code, Warning, is_accepted};
+use super::warning::{Code, Warning};
 use crate::compile::Compiled;
 use crate::policy::{Entry, OWN, Replaces};
 use crate::punctures::Puncture;
@@ -43,27 +43,18 @@ pub(super) fn without_effect<'c>(
             .iter()
             .all(|&access| entry.action(access).is_none())
         {
-            return Warning {
-                code: Code::SaysNothing,
-                details: Vec::new(),
-                entry: Some(entry),
-                message: format!(
-                    "`{}` has no effect: it inherits the actions for reads and for writes",
-                    one_line(entry.key())
-                ),
-                help: "delete the entry".to_owned(),
-            };
-        }
-        Warning {
-            code: Code::DecidesNothing,
-            details: Vec::new(),
-            entry: Some(entry),
-            message: format!(
-                "`{}` has no effect: other entries decide all of its MSRs",
+            let message = format!(
+                "`{}` has no effect: it inherits the actions for reads and for writes",
                 one_line(entry.key())
-            ),
-            help: "delete this entry, or the entries within it".to_owned(),
+            );
+            return Warning::new(Code::SaysNothing, Some(entry), message, "delete the entry");
         }
+        let message = format!(
+            "`{}` has no effect: other entries decide all of its MSRs",
+            one_line(entry.key())
+        );
+        let help = "delete this entry, or the entries within it";
+        Warning::new(Code::DecidesNothing, Some(entry), message, help)
     })
     .collect()
 }
@@ -85,16 +76,11 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
         .iter()
         .filter(|entry| !is_named(entry));
     nameless
-        .map(|entry| Warning {
-            code: Code::Nameless,
-            details: Vec::new(),
-            entry: Some(entry),
-            message: format!(
-                "`{}` names no register that msrgate knows",
-                one_line(entry.key())
-            ),
-            help: "check the index: `msrgate msr WORD` finds registers by name and by index"
-                .to_owned(),
+        .map(|entry| {
+            let key = one_line(entry.key());
+            let message = format!("`{key}` names no register that msrgate knows");
+            let help = "check the index: `msrgate msr WORD` finds registers by name and by index";
+            Warning::new(Code::Nameless, Some(entry), message, help)
         })
         .collect()
 }
@@ -122,59 +108,11 @@ pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>>
             u64::from(first.get() - range.first().get()),
             u64::from(range.last().get() - last.get()),
         ];
-        outside.iter().any(|&count| count > SLACK).then(|| Warning {
-            code: Code::TooWide,
-            details: Vec::new(),
-            entry: Some(entry),
-            message: format!(
-                "`{}` allows {} MSRs, most of which do not exist",
-                one_line(entry.key()),
-                range.count(),
-            ),
-            help: format!("write `\"{within}\"`, which has all known registers of this range"),
+        outside.iter().any(|&count| count > SLACK).then(|| {
+            let (key, count) = (one_line(entry.key()), range.count());
+            let message = format!("`{key}` allows {count} MSRs, most of which do not exist");
+            let help = format!("write `\"{within}\"`, which has all known registers of this range");
+            Warning::new(Code::TooWide, Some(entry), message, help)
         })
-    })
-}
-
-/// Returns warnings about pinned registers: the kernel that a guest starts by kexec cannot write
-/// them.
-pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
-    let pins = |entry: &&Entry| entry.action(Access::Write) == Some(&Action::Pin);
-    let entries = compiled.policy().entries().iter().filter(pins);
-    entries.map(|entry| Warning {
-        code: Code::PinKexec,
-        details: Vec::new(),
-        entry: Some(entry),
-        message: format!(
-            "`{}` is pinned: a second kernel, which the guest starts by kexec, cannot write another value to it",
-            one_line(entry.key())
-        ),
-        help: "ignore this warning if the guest does not use kexec; a reset of the VM releases the pin"
-            .to_owned(),
-    })
-}
-
-/// Returns a warning if the policy keeps state in user space, which no VMM migrates by itself.
-pub(super) fn state(compiled: &Compiled) -> Option<Warning<'_>> {
-    let policy = compiled.policy();
-    if is_accepted(policy, "state-not-migrated") {
-        return None;
-    }
-    let keeps = |entry: &&Entry| {
-        let mut actions = Access::ALL
-            .into_iter()
-            .filter_map(|access| entry.action(access));
-        actions.any(Action::keeps_state)
-    };
-    let entry = policy.entries().iter().find(keeps)?;
-    Some(Warning {
-        code: Code::StateNotMigrated,
-        details: Vec::new(),
-        entry: Some(entry),
-        message: format!(
-            "the state of `{}` is lost when a VM is migrated, unless the VMM saves it",
-            one_line(entry.key())
-        ),
-        help: "have the VMM save this state; to accept the loss, write `accept = [\"state-not-migrated\"]`".to_owned(),
     })
 }

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, DecidedBy, EntryId};
 
-use super::warning::{Code, Warning, is_accepted, once};
+use super::warning::{Code, Warning, once};
 use crate::compile::Compiled;
+use crate::policy::Mode;
 use crate::registers::{self, Gap, GapKind};
 
 /// Returns warnings about accesses that a policy refuses or answers, but that bypass the policy.
@@ -26,18 +27,23 @@ pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
                 DecidedBy::Default | DecidedBy::Kvm => None,
             };
             let gaps = registers::reach(register.index, access).gaps().iter();
-            for gap in gaps.filter(|gap| !is_accepted(policy, gap.name)) {
+            let is_audited = policy.settings().mode == Mode::Audit && segment.action.refuses();
+            let bypass = if is_audited {
+                "can go unrecorded in the audit of"
+            } else {
+                "can bypass"
+            };
+            for gap in gaps {
+                let message = format!(
+                    "{access}s of {} {bypass} `{}`: {}",
+                    registers::titled(register.index),
+                    segment.action.word(),
+                    gap.why
+                );
+                let help = format!("to accept this gap, {}", accept(gap));
                 warnings.push(Warning {
-                    code: Code::Gap,
-                    details: Vec::new(),
-                    entry,
-                    message: format!(
-                        "{access}s of {} can bypass `{}`: {}",
-                        registers::titled(register.index),
-                        segment.action.word(),
-                        gap.why
-                    ),
-                    help: format!("to accept this gap, {}", accept(gap)),
+                    accept: gap.name,
+                    ..Warning::new(Code::Gap, entry, message, help)
                 });
             }
         }
@@ -75,7 +81,7 @@ pub(super) fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
                 continue;
             }
             let changes = register.uses().filter(|gap| gap.kind == GapKind::Change);
-            for gap in changes.filter(|gap| !is_accepted(policy, gap.name)) {
+            for gap in changes {
                 let held = found.entry(gap.name).or_insert_with(|| Held {
                     gap,
                     first: id,
@@ -90,12 +96,12 @@ pub(super) fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
     }
     found
         .into_values()
-        .map(|held| Warning {
-            code: Code::ChangedUnasked,
-            details: Vec::new(),
-            entry: Some(policy.entry(held.first)),
-            message: held.message(),
-            help: held.help(),
+        .map(|held| {
+            let (entry, message) = (policy.entry(held.first), held.message());
+            Warning {
+                accept: held.gap.name,
+                ..Warning::new(Code::ChangedUnasked, Some(entry), message, held.help())
+            }
         })
         .collect()
 }

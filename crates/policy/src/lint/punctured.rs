@@ -3,14 +3,11 @@
 use msrgate_filter::Access;
 use msrgate_program::{MsrRange, MsrSet, one_line, shown_name};
 
-use super::warning::{Code, Warning};
+use super::warning::{Code, Warning, listed};
 use crate::compile::Compiled;
 use crate::policy::Policy;
 use crate::punctures::Puncture;
 use crate::registers;
-
-/// The maximum number of registers that a warning names.
-const NAMED: usize = 8;
 
 /// Returns a warning for each included entry and each wider entry that it loosens. The warnings
 /// come in two parts: first one warning for each wider entry, then the further warnings.
@@ -28,19 +25,18 @@ pub(super) fn punctured<'c>(
             .collect();
         let (key, within) = (one_line(wide.key()), one_line(narrow.key()));
         let file = shown_name(policy.text(narrow.source()).name());
+        let message = format!(
+            "the included entry `{within}` at {file}:{} lies within `{key}` and loosens it: {}",
+            narrow.place().line,
+            loosened.join("; "),
+        );
+        let help = format!(
+            "{}; if the included entry is right, copy it there unchanged",
+            puncture.remedy
+        );
         Warning {
-            code: Code::Punctured,
-            entry: Some(wide),
-            message: format!(
-                "the included entry `{within}` at {file}:{} lies within `{key}` and loosens it: {}",
-                narrow.place().line,
-                loosened.join("; "),
-            ),
             details: details(puncture),
-            help: format!(
-                "{}; if the included entry is right, copy it there unchanged",
-                puncture.remedy
-            ),
+            ..Warning::new(Code::Punctured, Some(wide), message, help)
         }
     };
     let by_wide = punctures.chunk_by(|one, next| one.wide == next.wide);
@@ -74,26 +70,16 @@ fn names(msrs: &MsrSet) -> String {
     let ranges = msrs.ranges().iter();
     let registers: Vec<_> = ranges.clone().flat_map(within).collect();
     let titles = registers.iter().map(|one| registers::titled(one.index));
-    let names = first(titles);
+    let names = listed(titles);
     if registers.len() as u64 == msrs.count() {
         return names;
     }
-    let all = first(ranges.map(ToString::to_string));
+    let all = listed(ranges.map(ToString::to_string));
     if registers.is_empty() {
         all
     } else {
         format!("{all}, among them {names},")
     }
-}
-
-/// Returns the first items of a list, and the number of further items.
-fn first(all: impl ExactSizeIterator<Item = String>) -> String {
-    let more = match all.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let shown: Vec<_> = all.take(NAMED).collect();
-    shown.join(", ") + &more
 }
 
 /// Returns a line such as "read of 0xe7..=0xe8" for each range and direction.

@@ -17,7 +17,7 @@ fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
 fn every_lint_code_is_in_reference() {
     let reference = include_str!("../../../../docs/policy-reference.md");
     for code in Code::ALL {
-        let row = format!("\n| `{}` | ", code.word());
+        let row = format!("\n| `{}` | {}", code.word(), code.about());
         assert!(reference.contains(&row), "{row}");
     }
 }
@@ -286,4 +286,167 @@ fn lint_punctured_lists_registers_up_to_limit_and_counts_the_rest() {
     let end = "0x205 IA32_MTRR_PHYSMASK2, 0x206 IA32_MTRR_PHYSBASE3 and 25 more is \"allow\", not \"deny\"";
     assert!(message.ends_with(end), "{message}");
     assert!(message.len() < 400, "{message}");
+}
+
+/// Policies that have, together, each kind of warning that does not depend on a host. The second text is included
+/// by the first.
+const WARNED: [(&str, &str); 2] = [
+    (
+        "policy = 1
+default = 'deny'
+include = ['guest.toml']
+[msrs]
+'0x10..=0x11' = 'r'
+0x10 = { read = 'inherit', write = 'inherit' }
+'0x30000..=0x30001' = 'r'
+'0x1900..=0x2fff' = 'r'
+IA32_LSTAR = { read = 'allow', write = 'pin' }
+'0x176..=0x177' = 'r'
+0x176 = 'rw'
+0x177 = 'w'
+'@power' = 'none'
+0x79 = { device = 'microcode' }
+[device.microcode]
+revision = 1
+update = 'accept'
+",
+        "policy = 1
+[msrs]
+IA32_MPERF = 'r'
+",
+    ),
+    (
+        "policy = 1
+default = 'allow'
+[msrs]
+IA32_FS_BASE = { read = 'allow', write = { mask = '0xffff' } }
+IA32_TSC_DEADLINE = 'r'
+",
+        "",
+    ),
+];
+
+/// Returns what accepts each warning about a policy that includes `guest`, with the kind of the warning.
+fn acceptable(text: &str, guest: &'static str) -> Vec<(&'static str, Code)> {
+    let source = Source::new("policy.toml", text);
+    let policy = parse(&source, &mut Only(guest)).unwrap_or_else(|why| panic!("{text}: {why:?}"));
+    let compiled = compile(policy).expect("a filter");
+    let warnings = of_policy(&compiled).into_iter();
+    warnings.map(|one| (one.accept, one.code)).collect()
+}
+
+#[test]
+fn every_lint_warning_is_accepted_by_its_name() {
+    let mut kinds = Vec::new();
+    for (text, guest) in WARNED {
+        let all = acceptable(text, guest);
+        for &(name, code) in &all {
+            let accepting = format!("accept = ['{name}']\n{text}");
+            let mut others = all.clone();
+            others.retain(|(other, _)| *other != name);
+            assert_eq!(acceptable(&accepting, guest), others, "{name}");
+            kinds.push(code);
+        }
+    }
+    for code in Code::ALL {
+        let is_of_host = [Code::CpuidRefused, Code::NotSaved].contains(&code);
+        assert_ne!(kinds.contains(&code), is_of_host, "{code:?}");
+    }
+}
+
+/// An include may accept gaps, which its own entries need, but no warnings: it could hide what it does to the
+/// policy.
+#[test]
+fn accepted_warning_of_include_does_not_count() {
+    let (text, guest) = WARNED[0];
+    let accepting = "policy = 1
+accept = ['punctured', 'pin-kexec', 'tsc-deadline-fastpath', 'state-not-migrated']
+[msrs]
+IA32_MPERF = 'r'
+";
+    let mut without_gaps = acceptable(text, guest);
+    without_gaps.retain(|(_, code)| ![Code::Gap, Code::StateNotMigrated].contains(code));
+    assert_eq!(acceptable(text, accepting), without_gaps);
+}
+
+/// The program, and so `diff` and `check --within`, has the accepted gaps and not the accepted warnings.
+#[test]
+fn accepted_warnings_do_not_change_program() {
+    let text = "policy = 1\ndefault = 'deny'\naccept = ['vmload', ACCEPTED]\n[msrs]\n0x10 = 'r'\n";
+    let program = |accepted: &str| {
+        let text = text.replace("ACCEPTED", accepted);
+        let source = Source::new("policy.toml", &text);
+        let policy = parse(&source, &mut NoIncludes).expect("a policy");
+        compile(policy).expect("a filter").into_program()
+    };
+    assert_eq!(program(""), program("'pin-kexec', 'punctured'"));
+    assert_ne!(program(""), program("'vmcs'"));
+}
+
+/// In audit mode a refusal is only recorded, and the warnings say so.
+#[test]
+fn lint_of_audit_does_not_say_that_access_is_refused() {
+    let text = "policy = 1
+default = 'deny'
+mode = 'audit'
+[msrs]
+IA32_LSTAR = { read = 'allow', write = 'pin' }
+0x79 = { device = 'microcode' }
+[device.microcode]
+revision = 1
+update = 'accept'
+";
+    for (code, start) in [
+        (
+            Code::Gap,
+            "writes of 0x6e0 IA32_TSC_DEADLINE can go unrecorded in the audit of `deny`: ",
+        ),
+        (
+            Code::PinKexec,
+            "with `mode = \"enforce\"` a second kernel, which the guest starts by kexec, could not write another value to the pinned registers IA32_LSTAR; ",
+        ),
+        (
+            Code::RevisionUnread,
+            "`0x79` takes microcode updates, but with `mode = \"enforce\"` the guest could not read their revision: ",
+        ),
+    ] {
+        let found = said(text, code);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].1.starts_with(start), "{found:?}");
+    }
+}
+
+/// One warning is about all pinned registers, and one about all state.
+#[test]
+fn lint_lists_pins_and_state_in_one_warning_each() {
+    let text = "policy = 1
+default = 'deny'
+[msrs]
+'0x174..=0x176' = { read = 'allow', write = 'pin' }
+'IA32_STAR..=IA32_FMASK' = { read = 'allow', write = 'pin' }
+IA32_STAR = 'rw'
+0x10000 = { register = { reset = 0, mask = 1 } }
+'0x174..=0x177' = { read = 'allow', write = 'inherit' }
+";
+    let pins = said(text, Code::PinKexec);
+    let names = "IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP, IA32_LSTAR, IA32_CSTAR, IA32_FMASK";
+    assert_eq!(pins.len(), 1, "{pins:?}");
+    assert!(pins[0].1.ends_with(names), "{pins:?}");
+    let state = said(text, Code::StateNotMigrated);
+    let keys = "the state of `0x174..=0x176`, `IA32_STAR..=IA32_FMASK`, `0x10000` is lost";
+    assert_eq!(state.len(), 1, "{state:?}");
+    assert!(state[0].1.starts_with(keys), "{state:?}");
+}
+
+#[test]
+fn lint_ignores_pin_that_other_entries_replace() {
+    let text = "policy = 1
+default = 'deny'
+[msrs]
+'IA32_STAR..=IA32_LSTAR' = { read = 'allow', write = 'pin' }
+IA32_STAR = 'rw'
+IA32_LSTAR = 'r'
+";
+    assert_eq!(said(text, Code::PinKexec), []);
+    assert_eq!(said(text, Code::StateNotMigrated), []);
 }

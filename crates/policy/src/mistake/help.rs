@@ -25,7 +25,7 @@ impl MistakeKind {
             | Self::Hidden { help, .. }
             | Self::NoVendor { help, .. }
             | Self::NoProcessor { help, .. }
-            | Self::UnknownGap { help, .. }
+            | Self::UnknownAccepted { help, .. }
             | Self::Conflict { help, .. }
             | Self::Loosened { help, .. } => shown(help),
             Self::Unreadable { help, .. } => return help.as_deref().map(shown),
@@ -74,7 +74,7 @@ impl MistakeKind {
             Self::NotLoggable { .. } => {
                 "write `log = \"first\"`, which records the first access of any MSR"
             }
-            Self::UnknownNeedsAllow => "delete `unknown`, or write `default = \"allow\"`",
+            Self::UnknownNeedsAllow { .. } => "delete `unknown`, or write `default = \"allow\"`",
             Self::OverridesNothing(_) => {
                 "delete `override = true`, because a narrower entry wins without it; to replace an included entry, write the same key as that entry"
             }

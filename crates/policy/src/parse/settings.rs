@@ -6,6 +6,7 @@ use toml::de::DeValue;
 use super::Reader;
 use super::value::{Item, parse_number};
 use super::words;
+use crate::lint::Code;
 use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::nearest::one_of;
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
@@ -112,7 +113,8 @@ impl Reader<'_> {
     }
 
     fn accept(&mut self, item: Item<'_>) {
-        let known: Vec<_> = words::gaps().collect();
+        let warnings = words::warnings().map(Code::word);
+        let known: Vec<_> = words::gaps().chain(warnings).collect();
         for (name, span) in self.strings(item) {
             if self.has_enough_mistakes() {
                 return;
@@ -120,9 +122,9 @@ impl Reader<'_> {
             if known.contains(&name) {
                 once(&mut self.said[self.current.number()].accept, name.into());
             } else {
-                let help = one_of(name, &known, "a gap", '"');
+                let help = one_of(name, &known, "a gap or a warning", '"');
                 let name = quoted(name);
-                self.report(self.at(span), MistakeKind::UnknownGap { name, help });
+                self.report(self.at(span), MistakeKind::UnknownAccepted { name, help });
             }
         }
     }
@@ -202,7 +204,7 @@ impl Reader<'_> {
         if self.said[0].default.is_none() && !self.has_lost_default {
             self.missing(
                 "default",
-                "write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`: it decides the MSRs that no entry names",
+                "write `default = \"deny\"`, `default = \"allow\"` or `default = \"kill\"` above `[msrs]`: it decides the MSRs that no entry names",
             );
         }
     }
@@ -263,8 +265,11 @@ impl Reader<'_> {
                 None,
             );
             all.microcode = all.microcode.or(one.microcode);
-            for word in one.accept {
-                once(&mut all.accept, word);
+            // An include does not accept warnings: for example, it could hide that it loosens the policy.
+            for gap in one.accept {
+                if words::gaps().any(|known| *known == *gap) {
+                    once(&mut all.accept, gap);
+                }
             }
         }
         let default = all.default.and_then(|(default, _)| default)?;
@@ -274,8 +279,9 @@ impl Reader<'_> {
             .and_then(|(unknown, _)| unknown)
             .unwrap_or_default();
         let asks = (unknown.read, unknown.write) != Default::default();
-        if let (true, Action::Deny, Some(at)) = (asks, &default, unknown_at) {
-            self.report(at, MistakeKind::UnknownNeedsAllow);
+        if let (true, Some(at)) = (asks && default != Action::Allow, unknown_at) {
+            let default = default.word();
+            self.report(at, MistakeKind::UnknownNeedsAllow { default });
         }
         Some(Settings {
             name: all.name,

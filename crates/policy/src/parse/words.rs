@@ -2,6 +2,7 @@
 
 use msrgate_program::{Action, Device, Outside};
 
+use crate::lint::Code;
 use crate::policy::{Log, Mode, Unknown, UnknownAction, Update};
 use crate::registers::{self, GapKind};
 
@@ -89,7 +90,11 @@ pub(crate) const LOGS: Words<Log, 4> = [
 pub(crate) const MODES: Words<Mode, 2> = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 
 /// Words that the key `default` may have as its value.
-pub(crate) const DEFAULTS: Words<Action, 2> = [("allow", Action::Allow), ("deny", Action::Deny)];
+pub(crate) const DEFAULTS: Words<Action, 3> = [
+    ("allow", Action::Allow),
+    ("deny", Action::Deny),
+    ("kill", Action::Kill),
+];
 
 /// Words that the key `unknown` may have as its value.
 pub(crate) const UNKNOWNS: Words<Unknown, 2> = [
@@ -130,13 +135,18 @@ pub(crate) const UPDATES: Words<Update, 3> = [
     ("deny", Update::Deny),
 ];
 
-/// The name of the gap that the gate has, and not the kernel: a migration loses the gate's state.
-const STATE_NOT_MIGRATED: &str = "state-not-migrated";
-
-/// Returns the words for `accept`, which are the names of gaps.
+/// Returns the words for `accept` that are names of gaps. The last gap is one of the gate, and not of the
+/// kernel: a migration loses the gate's state.
 pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
-    gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])
+    gaps.map(|gap| gap.name)
+        .chain([Code::StateNotMigrated.word()])
+}
+
+/// Returns the words for `accept` that are kinds of warnings and no gaps.
+pub(crate) fn warnings() -> impl Iterator<Item = Code> {
+    let of_word = |code: &Code| code.is_accepted_by_word() && *code != Code::StateNotMigrated;
+    Code::ALL.into_iter().filter(of_word)
 }
 
 /// Returns the word with this meaning.

@@ -37,8 +37,9 @@ pub(super) struct Policy {
     /// The accesses that become events. Without this key, refusals become events.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
-    /// The gaps in enforcement that the author knows and accepts.
-    accept: Option<Vec<Gap>>,
+    /// The gaps in enforcement that the author knows and accepts, and the warnings of `msrgate check` that the
+    /// author accepts.
+    accept: Option<Vec<Accepted>>,
     /// The entries. The key of an entry is a name such as `IA32_EFER`, an index such as
     /// `0xc0000080`, a range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. An entry wins
     /// over another entry if its MSRs are a strict subset of the other's MSRs.
@@ -237,16 +238,16 @@ impl JsonSchema for Said {
     }
 }
 
-/// The name of a gap.
-pub(super) struct Gap;
+/// A word of `accept`.
+pub(super) struct Accepted;
 
-impl JsonSchema for Gap {
+impl JsonSchema for Accepted {
     fn schema_name() -> Cow<'static, str> {
-        "Gap".into()
+        "Accepted".into()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        super::gaps(generator)
+        super::accepted(generator)
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_policy::registers::{self, Gap};
 use msrgate_policy::{
-    Bypass, Cause, Compiled, Enforcement, Enforcer, Extent, Policy, enforcement, one_line,
+    Action, Bypass, Cause, Compiled, Enforcement, Enforcer, Extent, Policy, enforcement, one_line,
     shown_name,
 };
 use serde::Serialize;
@@ -232,19 +232,25 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
         output::count(policy.entries().len(), "entry", "entries"),
         of_default(&all),
     )?;
+    let which = if exec::can_keep(compiled.program()) {
+        "a gate, `msrgate exec` or one in the VMM"
+    } else {
+        "a gate in the VMM"
+    };
     if gate > 0 {
         let (needs, accesses) = match gate {
             1 => ("needs", "its accesses"),
             _ => ("need", "their accesses"),
         };
-        let which = if exec::can_keep(compiled.program()) {
-            "a gate, `msrgate exec` or one in the VMM"
-        } else {
-            "a gate in the VMM"
-        };
         writeln!(
             out,
             "  {gate} of them {needs} {which}; without a gate, {accesses} are refused"
+        )?;
+    }
+    if *policy.default_action() == Action::Kill {
+        writeln!(
+            out,
+            "  `default = \"kill\"` needs {which}; without a gate, the guest gets #GP and goes on"
         )?;
     }
     for one in &all {

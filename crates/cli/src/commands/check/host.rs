@@ -2,7 +2,7 @@
 //! the MSRs that a VMM saves.
 
 use msrgate_filter::MsrIndex;
-use msrgate_kvm::measure::Supported;
+use msrgate_kvm::measure::{self, KvmBackend, Supported};
 use msrgate_kvm::{HostCaps, HostError, IgnoreMsrs};
 use msrgate_policy::lint::{self, Code, Warning};
 use msrgate_policy::{Compiled, Cpu, CpuidBit, CpuidRegister, registers};
@@ -24,6 +24,7 @@ pub(super) struct Asked {
     cpu: Option<Cpu>,
     ignore_msrs: IgnoreMsrs,
     supported: Supported,
+    caps: HostCaps,
 }
 
 /// The JSON of the host that the warnings are about.
@@ -98,7 +99,7 @@ impl Host {
         let supported = &asked.supported;
         let is_set = |bit: &CpuidBit| has(supported, bit);
         let cpu = named.or(asked.cpu.as_ref());
-        let mut warnings = lint::of_cpuid(compiled, cpu, is_set);
+        let mut warnings: Vec<_> = lint::of_cpuid(compiled, cpu, is_set).into_iter().collect();
         let mut not_made_here = Vec::new();
         // With `ignore_msrs` on, KVM answers for every MSR, so the command cannot find out which MSRs KVM
         // has.
@@ -106,12 +107,21 @@ impl Host {
             let why = "kvm.ignore_msrs is on, so this host hides which MSRs KVM knows";
             not_made_here.push(not_made(Code::NotSaved, why));
         } else {
-            let is_lost = |index: MsrIndex| {
-                supported.saved().binary_search(&index).is_err()
-                    && registers::is_offered(index, is_set)
-                    && supported.has(index)
+            let is_unlisted = |index: &MsrIndex| {
+                supported.saved().binary_search(index).is_err()
+                    && registers::is_offered(*index, is_set)
+                    && supported.has(*index)
             };
-            warnings.extend(lint::of_saved(compiled, cpu, is_lost));
+            let mut trouble = None;
+            let lost = |mut written: Vec<MsrIndex>| {
+                written.retain(is_unlisted);
+                asked.changeable(written).unwrap_or_else(|why| {
+                    trouble = Some(not_made(Code::NotSaved, &why));
+                    Vec::new()
+                })
+            };
+            warnings.extend(lint::of_saved(compiled, cpu, lost));
+            not_made_here.extend(trouble);
         }
         Findings {
             warnings,
@@ -130,7 +140,19 @@ impl Asked {
                 .map(|cpu| Cpu::from_cpuid(cpu.vendor, cpu.signature)),
             ignore_msrs: host.ignore_msrs(),
             supported: Supported::of(&host)?,
+            caps: host,
         })
+    }
+
+    /// Returns those of the registers that a guest of this host can change. If there are none to try, no
+    /// guest is run.
+    fn changeable(&self, registers: Vec<MsrIndex>) -> Result<Vec<MsrIndex>, String> {
+        if registers.is_empty() {
+            return Ok(registers);
+        }
+        let mut guest =
+            KvmBackend::with_machine_checks(&self.caps).map_err(|error| error.to_string())?;
+        measure::changeable(&mut guest, &registers).map_err(|error| error.to_string())
     }
 }
 

@@ -4,8 +4,8 @@
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
-use msrgate_filter::{Access, MAX_RANGES, Range};
-use msrgate_policy::{Cell, Cluster, Cpu, Overview, Policy, Tally, Variant, overview};
+use msrgate_filter::{Access, DefaultAction, MAX_RANGES, Range};
+use msrgate_policy::{Cell, Cluster, Cpu, Overview, Tally, Variant, overview};
 use serde::Serialize;
 
 use crate::cli::Detail;
@@ -144,7 +144,6 @@ fn packed(range: &Range) -> PackedRange {
 /// Prints the picture of one filter.
 pub(super) fn draw(
     out: &mut dyn Write,
-    policy: &Policy,
     shown: &Shown<'_>,
     (detail, layout): (Detail, Layout),
 ) -> io::Result<()> {
@@ -154,7 +153,11 @@ pub(super) fn draw(
     let on = shown
         .cpu
         .map_or(String::new(), |cpu| format!("on processors like {cpu}, "));
-    let (count, default) = (ranges.len(), policy.default_action().word());
+    let default = match variant.filter().default_action() {
+        DefaultAction::Allow => "allow",
+        DefaultAction::Deny => "deny",
+    };
+    let count = ranges.len();
     writeln!(
         out,
         "{bold}filter{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
@@ -331,13 +334,7 @@ mod tests {
         };
         let mut drawn = Vec::new();
         let layout = Layout::of(Some(40));
-        draw(
-            &mut drawn,
-            compiled.policy(),
-            &shown,
-            (Detail::Full, layout),
-        )
-        .expect("drawn");
+        draw(&mut drawn, &shown, (Detail::Full, layout)).expect("drawn");
         let text = crate::terminal::wrapped(&String::from_utf8(drawn).expect("text"), 40);
         let text = anstream::adapter::strip_str(&text).to_string();
         assert!(

@@ -1,19 +1,20 @@
 //! `msrgate learn --from`: learns from recordings, without a run.
 
+use std::io::Write;
+
 use msrgate_policy::learn::{EMPTY, Notes};
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 use super::super::exec::say;
 use super::super::recordings::{check_standard_input, read};
-use super::{Old, check_output, put, tell_learnt, word};
+use super::output::{self, is_standard, put};
+use super::{Old, tell_learnt, word};
 use crate::cli::LearnArgs;
 use crate::failure::{Answer, Failure};
-use crate::named;
 use crate::output::count;
 
-pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
+pub(super) fn run(args: &LearnArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     check_standard_input(args.from.iter().chain(&args.merge))?;
-    check_output(args)?;
     let old = Old::read(args)?;
     // The lines are counted as a replay counts them. The policy of that replay does not matter.
     let empty = parse(&Source::new("empty", EMPTY), &mut NoIncludes).map_err(Failure::Mistakes)?;
@@ -34,12 +35,16 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     }
     let learnt = old.with(&seen, &notes).map_err(|failure| match failure {
         Failure::Refused(why) => Failure::Input {
-            what: named::name(&args.output),
+            what: output::name(args),
             why: format!("was not written: {why}"),
         },
         failure => failure,
     })?;
-    put(args, &old, &learnt)?;
+    if is_standard(args) {
+        out.write_all(learnt.text.as_bytes())?;
+    } else {
+        put(args, &old, &learnt)?;
+    }
     let recordings = count(args.from.len(), "recording", "recordings");
     tell_learnt(
         args,
@@ -50,10 +55,14 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     for note in notes.missing.iter().chain(&notes.unseen) {
         say(note);
     }
+    let is_all = notes.missing.is_empty() && learnt.kept.is_empty();
+    let answer = if is_all { Answer::Yes } else { Answer::No };
+    if is_standard(args) {
+        return Ok(answer);
+    }
     let file = word(args.output.as_os_str());
     say(&format!(
         "next:\n  msrgate check {file}\n  msrgate exec --audit {file} -- VMM ARGS…"
     ));
-    let is_all = notes.missing.is_empty() && learnt.kept.is_empty();
-    Ok(if is_all { Answer::Yes } else { Answer::No })
+    Ok(answer)
 }

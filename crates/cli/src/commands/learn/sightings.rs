@@ -20,15 +20,23 @@ pub(super) struct Sightings {
 /// Returns the accesses of a run.
 ///
 /// KVM asks the filter before it looks for the register. The first access of an MSR that KVM does not know is
-/// therefore recorded twice: as let through, and as unknown. The second record says what the guest got.
+/// therefore recorded twice: as let through, and as unknown. The second record says what the guest got. In the same way
+/// an access that KVM refuses although it knows the MSR has a second record, as invalid: others of its kind may have been
+/// carried out.
 pub(super) fn of(snapshot: &Snapshot) -> Sightings {
     let recorded = snapshot.recorded();
-    let unknown: BTreeSet<_> = recorded
-        .iter()
-        .map(|one| one.first.kind)
-        .filter(|kind| kind.reason == ExitReason::Unknown)
-        .map(|kind| (kind.index, kind.access))
-        .collect();
+    let told = |one: &Recorded| (one.first.kind.index, one.first.kind.access);
+    let of_reason = |reason| {
+        let all = recorded.iter();
+        all.filter(move |one| one.first.kind.reason == reason)
+            .map(told)
+            .collect::<BTreeSet<_>>()
+    };
+    let (let_through, unknown, invalid) = (
+        of_reason(ExitReason::Filter),
+        of_reason(ExitReason::Unknown),
+        of_reason(ExitReason::Invalid),
+    );
     let vcpus = Vcpus::of(&recorded);
     let vms = snapshot.vms();
     let mut without_fate = 0;
@@ -36,7 +44,10 @@ pub(super) fn of(snapshot: &Snapshot) -> Sightings {
         let (first, kind) = (&one.first, one.first.kind);
         let fate = match kind.reason {
             ExitReason::Unknown => Fate::Unknown,
-            _ if unknown.contains(&(kind.index, kind.access)) => return None,
+            _ if unknown.contains(&told(one)) => return None,
+            // The first record has the first access.
+            ExitReason::Invalid if let_through.contains(&told(one)) => return None,
+            _ if invalid.contains(&told(one)) => Fate::Refused,
             _ if !vcpus.show_fate_of(one, snapshot) => {
                 without_fate += 1;
                 return None;
@@ -116,6 +127,37 @@ mod tests {
             })
         };
         snapshot_after((0..count).flat_map(of_msr))
+    }
+
+    #[test]
+    fn access_that_kvm_refused_for_its_value_has_fate_refused_and_its_first_time() {
+        let kind = |index, disposition, reason| Kind {
+            index: MsrIndex::new(index),
+            access: Access::Write,
+            disposition,
+            reason,
+        };
+        let allowed = |index| kind(index, Disposition::Allowed, ExitReason::Filter);
+        let refused = |index| kind(index, Disposition::Denied, ExitReason::Invalid);
+        // The last one found no place for its first record, or came before the VMM set a filter of its own.
+        let snapshot = snapshot_after([
+            allowed(0x10),
+            allowed(0xc000_0080),
+            refused(0xc000_0080),
+            refused(0x277),
+        ]);
+        let Sightings { seen, .. } = of(&snapshot);
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|one| (one.index.get(), one.fate, one.first.after))
+            .collect();
+        let after = |nanoseconds| Some(Duration::from_nanos(nanoseconds));
+        let wanted = [
+            (0x10, Fate::Done, after(0)),
+            (0xc000_0080, Fate::Refused, after(1)),
+            (0x277, Fate::Refused, after(3)),
+        ];
+        assert_eq!(seen, wanted);
     }
 
     #[test]

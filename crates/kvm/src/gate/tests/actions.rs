@@ -178,6 +178,32 @@ fn action_kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
     });
 }
 
+/// No entry names the MSRs; no range of a filter can name the last one (S3.5).
+#[test]
+fn default_kill_returns_violation_for_access_that_no_entry_names() {
+    let program = policy("default = 'kill'", "IA32_STAR = 'rw'");
+    for op in [
+        Read(LSTAR),
+        Write(SPARE, 1),
+        Read(NOWHERE),
+        Read(MsrIndex::MAX),
+    ] {
+        on_each(&program, 1, &GateOptions::new(), |machine| {
+            let vcpu = machine.first();
+            assert_eq!(
+                vcpu.run(&[Write(STAR, 5), Read(STAR)]),
+                [Saw::Written, Saw::Value(5)]
+            );
+            let violation = vcpu.run_to_kill(&[Read(STAR), op]).unwrap_err();
+            let (index, access) = op.access().expect("an access");
+            assert_eq!(
+                violation.to_string(),
+                format!("vCPU 0: the policy has the action kill for the {access} of MSR {index}")
+            );
+        });
+    }
+}
+
 #[test]
 fn access_of_msr_unknown_to_kvm_gets_answer_of_policy() {
     let settings = "default = 'allow'\nunknown = { read = '0x77', write = 'ignore' }";

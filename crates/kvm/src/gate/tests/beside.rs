@@ -105,6 +105,34 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     }
 }
 
+/// The filter lets the first write through, and KVM refuses its value.
+#[test]
+fn watcher_is_told_of_refused_value_only_if_its_reason_is_watched() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    let invalid = ReasonMask::of(Revision::Mainline, &[ExitReason::Invalid]);
+    for (watched, expected) in [
+        (ReasonMask::NONE, ["write 0xc0000082 allow"].as_slice()),
+        (
+            invalid,
+            ["write 0xc0000082 allow", "write 0xc0000082 deny"].as_slice(),
+        ),
+    ] {
+        let notes = Arc::new(Notes::default());
+        let options = GateOptions::new()
+            .watcher(Arc::clone(&notes) as Arc<dyn Watcher>)
+            .watched_reasons(watched);
+        on_each(&program, 1, &options, |machine| {
+            // The address is not canonical.
+            let script = [Write(LSTAR, 1 << 63), Write(LSTAR, 5), Read(LSTAR)];
+            let saw = machine.first().run(&script);
+            assert_eq!(saw, [Saw::Fault, Saw::Written, Saw::Value(5)]);
+            let mut told = std::mem::take(&mut *notes.0.lock().unwrap());
+            assert_eq!(told.pop().as_deref(), Some("read 0xc0000082 allow"));
+            assert_eq!(told, expected);
+        });
+    }
+}
+
 /// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
 /// does: the gate answers one of these accesses, and another one waits for its filter, too. The watcher is
 /// told once of each of the three accesses.

@@ -84,6 +84,8 @@ fn text() -> impl Strategy<Value = (String, String)> {
         "default = 'deny'\nlog = 'none'",
         "default = 'deny'\nlog = 'first'",
         "default = 'deny'\nmode = 'audit'",
+        "default = 'kill'",
+        "default = 'kill'\nmode = 'audit'",
         "default = 'allow'",
         "default = 'allow'\nlog = 'first'",
         "default = 'allow'\nunknown = { read = 9, write = 'ignore' }",

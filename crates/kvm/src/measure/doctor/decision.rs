@@ -147,13 +147,14 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut lab = lab.with_apic()?;
     lab.guard(&deny_all(), ALL_REASONS)?;
+    let refuses = lab.both(STAR, Verdict::Deny)?;
     let seen = lab.try_access(Op::Read(MsrIndex::new(0x803)))?;
-    Ok(match seen.outcome {
+    Ok(refuses.and(match seen.outcome {
         GuestOutcome::Value(version) if (0x10..0x16).contains(&(version & 0xff)) => Finding::Holds,
         _ => Finding::Differs {
             seen: format!("the read of 0x803: {seen:?}"),
         },
-    })
+    }))
 }
 
 fn first_match(lab: &mut Lab) -> Result<Finding, GuestError> {

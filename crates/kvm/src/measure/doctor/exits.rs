@@ -3,7 +3,7 @@
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs};
 use msrgate_filter::{ExitReason, Instruction, MsrIndex};
 
-use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR};
+use super::lab::{ALL_REASONS, EFER, LSTAR, Lab, NOWHERE, STAR};
 use super::request::{allow_all, deny_all};
 use super::{Finding, Statement};
 use crate::exit::{RawReason, RawReasons};
@@ -74,8 +74,13 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.5b",
-        "registers set while an exit is pending keep their values, except RAX and RDX of a read",
+        "registers set while an exit is pending keep their values, except RAX and RDX of a read, and RIP",
         registers_meanwhile,
+    ),
+    Statement::new(
+        "S5.5c",
+        "if RIP is set while an exit is pending, #GP is at that RIP; a success goes on after the access, or after the instruction at that RIP",
+        rip_meanwhile,
     ),
     Statement::new(
         "S5.6",
@@ -95,6 +100,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
 ];
 
 const DATA: u64 = 0xfedc_ba98_7654_3210;
+
+/// A read of a register that holds 0, under a filter that allows the read.
+const PASSED: Observed = Observed {
+    outcome: GuestOutcome::Value(0),
+    exit: None,
+};
 
 const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     site: Site::AtInstruction,
@@ -250,17 +261,17 @@ fn debug(lab: &Lab, control: u32) -> Result<(), GuestError> {
 }
 
 /// Overwrites the index and the reason of an exit, and the data of an exit for a write. The kernel must
-/// ignore these fields.
+/// ignore these fields: neither the register of the exit nor that of the index changes.
 fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.stop_refused(Op::Read(STAR))?;
     lab.guest.answer(StepReply::Value(DATA).into());
-    lab.guest.scribble(RawReason::new(0), EFER);
+    lab.guest.scribble(RawReason::new(0), LSTAR);
     lab.finish()?;
     let read = lab.guest.report(0);
     let op = Op::Write(STAR, 0x1111);
     lab.stop_refused(op)?;
     lab.guest.answer(StepReply::Value(0x2222).into());
-    lab.guest.scribble(RawReason::new(2), EFER);
+    lab.guest.scribble(RawReason::new(2), LSTAR);
     lab.finish()?;
     let written = lab.guest.report(0);
     let value = match read {
@@ -271,6 +282,7 @@ fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
         Finding::compare("the read", &value, &Some(DATA)),
         Finding::compare("the write", &written, &Report::Done(op.operands())),
         Finding::compare("the register", &lab.host_read(STAR)?, &Some(0)),
+        Finding::compare("the other register", &lab.host_read(LSTAR)?, &Some(0)),
     ]))
 }
 
@@ -283,6 +295,7 @@ fn set_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
         Report::Done(after) => Some(after.value()),
         _ => None,
     };
+    let next = lab.try_access(Op::Read(STAR))?;
     let op = Op::Write(STAR, DATA);
     lab.stop_refused(op)?;
     lab.open()?;
@@ -291,6 +304,7 @@ fn set_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
     let faulted = lab.guest.report(0);
     Ok(Finding::all([
         Finding::compare("the read", &completed, &Some(DATA)),
+        Finding::compare("the next read", &next, &PASSED),
         Finding::compare("the write", &faulted, &fault_of(lab, op)),
         Finding::compare("the register", &lab.host_read(STAR)?, &Some(0)),
     ]))
@@ -331,6 +345,41 @@ fn registers_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
         found.push(Finding::compare(&what, &seen, &wanted));
         let rbx = lab.guest.registers()?.rbx;
         found.push(Finding::compare("RBX", &rbx, &set.rbx));
+    }
+    Ok(Finding::all(found))
+}
+
+/// Sets RIP to another instruction while an exit is pending, and completes the exit.
+fn rip_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let elsewhere = lab.guest.site(Op::Time);
+    let mut found = Vec::new();
+    for op in [Op::Read(STAR), Op::Write(STAR, DATA)] {
+        for reply in [StepReply::Value(DATA), StepReply::Fault] {
+            lab.stop_refused(op)?;
+            let set = kvm_regs {
+                rip: elsewhere,
+                ..lab.guest.registers()?
+            };
+            lab.guest.set_registers(&set)?;
+            lab.guest.answer(reply.into());
+            lab.guest.complete()?;
+            let rip = lab.guest.registers()?.rip;
+            let what = format!("RIP after {op:?} with {reply:?}");
+            if reply == StepReply::Fault {
+                found.push(Finding::compare(&what, &rip, &elsewhere));
+                lab.finish()?;
+                let at = match lab.guest.report(0) {
+                    Report::Fault { rip, .. } => Some(rip),
+                    _ => None,
+                };
+                found.push(Finding::compare("RIP of #GP", &at, &Some(elsewhere)));
+            } else {
+                let both = [lab.guest.site(op), elsewhere].map(|at| at + Instruction::LENGTH);
+                let is_past = both.contains(&rip);
+                let what = format!("{what} is {rip:#x}, which is one of {both:#x?}");
+                found.push(Finding::compare(&what, &is_past, &true));
+            }
+        }
     }
     Ok(Finding::all(found))
 }

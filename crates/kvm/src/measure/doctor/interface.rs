@@ -21,12 +21,15 @@ pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S1.1",
         "capability 188 says that user space can handle MSRs",
-        |lab| Ok(answers(lab, Requirement::UserSpaceMsr)),
+        |lab| {
+            let enabled = Finding::compare("enabling it", &lab.reasons(ALL_REASONS), &Ok(()));
+            Ok(answers(lab, Requirement::UserSpaceMsr, 188).and(enabled))
+        },
     ),
     Statement::new(
         "S1.2",
         "capability 189 says that MSRs can be filtered",
-        |lab| Ok(answers(lab, Requirement::MsrFilter)),
+        |lab| Ok(answers(lab, Requirement::MsrFilter, 189)),
     ),
     Statement::new(
         "S1.3",
@@ -84,12 +87,10 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
 ];
 
-fn answers(lab: &Lab, needed: Requirement) -> Finding {
-    let answer = lab
-        .guest
-        .vm()
-        .check_extension_raw(needed.capability().get().into());
-    Finding::compare("the VM's answer", &answer, &1)
+fn answers(lab: &Lab, needed: Requirement, number: u32) -> Finding {
+    let answer = lab.guest.vm().check_extension_raw(number.into());
+    let seen = (needed.capability().get(), answer);
+    Finding::compare("the number and the VM's answer", &seen, &(number, 1))
 }
 
 fn exit_numbers(lab: &mut Lab) -> Result<Finding, GuestError> {

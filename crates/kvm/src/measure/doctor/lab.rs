@@ -8,7 +8,7 @@ use super::request::{allow_all, deny_all};
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
 use crate::measure::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
-use crate::measure::observed::{Observed, StepReply};
+use crate::measure::observed::{GuestOutcome, Observed, StepReply};
 use crate::probe::{HostCaps, IgnoreMsrs};
 use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
@@ -102,20 +102,23 @@ impl Lab {
         self.refusals(expected)
     }
 
-    /// Checks the filter's verdict on each access, under the mask that the VM has. The mask must have the
-    /// reason FILTER: a denied access exits with that reason.
+    /// Checks the filter's verdict on each access, under the mask that the VM has. The mask must have all
+    /// reasons: a denied access exits with the reason FILTER, and one that KVM refuses with another.
     pub(super) fn refusals(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         for &(index, access, wanted) in expected {
             let op = match access {
                 Access::Read => Op::Read(index),
                 Access::Write => Op::Write(index, 0),
             };
-            let seen = match self.reason(op)? {
-                Some(reason) if reason == ExitReason::Filter.into() => Verdict::Deny,
-                _ => Verdict::Allow,
+            let seen = self.try_access(op)?;
+            let verdict = match (seen.exit.map(|exit| exit.reason), seen.outcome) {
+                (Some(reason), _) if reason == ExitReason::Filter.into() => Some(Verdict::Deny),
+                // Under this mask, KVM itself refuses no access without an exit.
+                (None, GuestOutcome::Fault(_)) => None,
+                _ => Some(Verdict::Allow),
             };
-            if seen != wanted {
-                let seen = format!("the {access} of {index} is {seen:?}");
+            if verdict != Some(wanted) {
+                let seen = format!("the {access} of {index} is not {wanted:?}: {seen:?}");
                 return Ok(Finding::Differs { seen });
             }
         }

@@ -80,8 +80,8 @@ const ROUNDS: usize = 12;
 /// The MSRs that the guest reads in turn.
 const READS: [MsrIndex; 3] = [STAR, LSTAR, CSTAR];
 
-/// Sets two filters in turn while the guest runs. Both allow STAR, the second one also allows LSTAR, and
-/// both deny CSTAR.
+/// Sets two filters in turn while the guest runs, the second one last. Both allow STAR, the second one also
+/// allows LSTAR, and both deny CSTAR.
 fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
     let filters = [allow_only([STAR]), allow_only([STAR, LSTAR])];
     lab.guard(&filters[0], ALL_REASONS)?;
@@ -103,8 +103,8 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut installed = install(&vm, &first, filter_only)?;
     let replace = || {
         for _ in 0..ROUNDS {
-            installed.replace(&second, all)?;
             installed.replace(&first, filter_only)?;
+            installed.replace(&second, all)?;
         }
         Ok(())
     };
@@ -133,12 +133,16 @@ fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
         .map_err(|_| failed("a filter of one range")(cannot))
 }
 
-/// Lets the guest run reads until `replace` has returned on another thread, and then once more.
+/// Lets the guest run reads while the first filter is set, until `replace` has returned on another thread, and
+/// then once more, when the second filter has to be set.
 fn while_running(
     lab: &mut Lab,
     replace: impl FnOnce() -> Result<(), GuestError> + Send,
 ) -> Result<Finding, GuestError> {
     let is_done = AtomicBool::new(false);
+    let first = lab.reason(Op::Read(LSTAR))?;
+    let refused = Some(ExitReason::Filter.into());
+    let first = Finding::compare("LSTAR under the first filter", &first, &refused);
     let script: Vec<(Op, StepReply)> = READS
         .iter()
         .cycle()
@@ -151,11 +155,15 @@ fn while_running(
             is_done.store(true, Ordering::Release);
             result
         });
-        let mut found = Finding::Holds;
+        let mut found = first;
         loop {
             let is_last = is_done.load(Ordering::Acquire);
-            found = found.and(check(&lab.guest.run(&script)?));
+            let observed = lab.guest.run(&script)?;
+            found = found.and(check(&observed));
             if is_last {
+                let second = observed[1].exit.map(|exit| exit.reason);
+                let what = "LSTAR under the second filter";
+                found = found.and(Finding::compare(what, &second, &None));
                 break;
             }
         }

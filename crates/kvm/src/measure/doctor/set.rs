@@ -24,11 +24,14 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "S2.2",
         "an unknown bit in the filter's flags gives EINVAL",
         |lab| {
-            Ok(Finding::all((1..32).map(|bit| {
-                let mut request = allow_all();
-                request.flags |= 1 << bit;
-                lab.refuses(&format!("bit {bit}"), &request, Errno::Einval)
-            })))
+            let with = |bits| RawFilter {
+                flags: bits,
+                ..allow_all()
+            };
+            let known = lab.accepts("no bit", &with(0));
+            Ok(known.and(Finding::all((1..32).map(|bit| {
+                lab.refuses(&format!("bit {bit}"), &with(1 << bit), Errno::Einval)
+            }))))
         },
     ),
     Statement::new(
@@ -36,7 +39,8 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "the default action deny with sixteen empty ranges gives EINVAL",
         |lab| {
             let request = filter(DefaultAction::Deny, []);
-            Ok(lab.refuses("the call", &request, Errno::Einval))
+            let one_range = lab.accepts("one range", &deny_all());
+            Ok(one_range.and(lab.refuses("the call", &request, Errno::Einval)))
         },
     ),
     Statement::new(
@@ -53,15 +57,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "S2.4b",
         "an unknown bit in a range's flags gives EINVAL",
         |lab| {
-            Ok(Finding::all((2..32).map(|bit| {
-                let request = one(range(BOTH | 1 << bit, STAR, 1, |_| true));
-                lab.refuses(&format!("bit {bit}"), &request, Errno::Einval)
-            })))
+            let with = |bits| one(range(BOTH | bits, STAR, 1, |_| true));
+            let known = lab.accepts("no bit", &with(0));
+            Ok(known.and(Finding::all((2..32).map(|bit| {
+                lab.refuses(&format!("bit {bit}"), &with(1 << bit), Errno::Einval)
+            }))))
         },
     ),
     Statement::new("S2.4c", "a range without flags gives EINVAL", |lab| {
-        let request = one(range(0, STAR, 1, |_| true));
-        Ok(lab.refuses("the call", &request, Errno::Einval))
+        let with = |flags| one(range(flags, STAR, 1, |_| true));
+        let flagged = lab.accepts("a range with flags", &with(BOTH));
+        Ok(flagged.and(lab.refuses("the call", &with(0), Errno::Einval)))
     }),
     Statement::new(
         "S2.4d",
@@ -80,8 +86,10 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "S2.4e",
         "a bitmap that cannot be read gives EFAULT",
         |lab| {
-            let request = one(with_bitmap(1, RawBitmap::Unreadable));
-            Ok(lab.refuses("the call", &request, Errno::Efault))
+            let with = |bitmap| one(with_bitmap(1, bitmap));
+            let readable = lab.accepts("a readable bitmap", &with(RawBitmap::Bytes(vec![0; 8])));
+            let unreadable = with(RawBitmap::Unreadable);
+            Ok(readable.and(lab.refuses("the call", &unreadable, Errno::Efault)))
         },
     ),
     Statement::new(
@@ -114,11 +122,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "S10.2",
         "a range of nearly 2^32 MSRs gives EINVAL: its size does not wrap to a small one",
         |lab| {
+            let with = |nmsrs| one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; 0x600])));
             let sizes = [0x8000_0000, 0xffff_ff00, 0xffff_ffc0, 0xffff_ffc1, u32::MAX];
-            Ok(Finding::all(sizes.map(|nmsrs| {
-                let request = one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; 0x600])));
-                lab.refuses(&format!("{nmsrs:#x} MSRs"), &request, Errno::Einval)
-            })))
+            let fits = lab.accepts("0x3000 MSRs", &with(0x3000));
+            Ok(fits.and(Finding::all(sizes.map(|nmsrs| {
+                lab.refuses(&format!("{nmsrs:#x} MSRs"), &with(nmsrs), Errno::Einval)
+            }))))
         },
     ),
 ];
@@ -129,9 +138,11 @@ fn one(range: RawRange) -> RawFilter {
 
 fn empty_allow(lab: &mut Lab) -> Result<Finding, GuestError> {
     let before = lab.accepts("deny all", &deny_all());
+    let denied = lab.both(STAR, Verdict::Deny)?;
     let taken = lab.accepts("no range", &filter(DefaultAction::Allow, []));
     Ok(Finding::all([
         before,
+        denied,
         taken,
         lab.both(STAR, Verdict::Allow)?,
         lab.both(NOWHERE, Verdict::Allow)?,
@@ -175,22 +186,28 @@ fn whole_words(lab: &Lab) -> Finding {
     ])
 }
 
-/// Sets a filter with a bitmap of nine bytes. The bitmap ends at the end of a page, so its start is not
-/// aligned to a word.
+/// Sets filters with bitmaps of 8 to 15 bytes. A bitmap ends at the end of a page (S2.4f needs that, too), so
+/// that these start at each offset from a word.
 fn unaligned(lab: &mut Lab) -> Result<Finding, GuestError> {
-    let request = RawFilter {
-        flags: 1,
-        ..one(RawRange {
+    let mut findings = Vec::new();
+    for length in 8..16 {
+        let mut bytes = vec![0; length];
+        bytes[0] = 0b101;
+        let ranges = [RawRange {
             base: STAR.get(),
-            ..with_bitmap(64, RawBitmap::Bytes(vec![0b101, 0, 0, 0, 0, 0, 0, 0, 0]))
-        })
-    };
-    Ok(Finding::all([
-        lab.accepts("the call", &request),
-        lab.both(STAR, Verdict::Allow)?,
-        lab.both(MsrIndex::new(STAR.get() + 1), Verdict::Deny)?,
-        lab.both(CSTAR, Verdict::Allow)?,
-    ]))
+            ..with_bitmap(64, RawBitmap::Bytes(bytes))
+        }];
+        findings.extend([
+            lab.accepts(
+                &format!("{length} bytes"),
+                &filter(DefaultAction::Deny, ranges),
+            ),
+            lab.both(STAR, Verdict::Allow)?,
+            lab.both(MsrIndex::new(STAR.get() + 1), Verdict::Deny)?,
+            lab.both(CSTAR, Verdict::Allow)?,
+        ]);
+    }
+    Ok(Finding::all(findings))
 }
 
 fn first_bad(lab: &Lab) -> Finding {

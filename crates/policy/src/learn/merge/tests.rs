@@ -3,6 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::grant::{Grant, grant};
 use crate::learn::{EMPTY, First};
 use crate::parse::NoIncludes;
 
@@ -92,6 +93,16 @@ fn learnt_entry_that_allows_writes_keeps_reads_allowed_by_wider_entry() {
     let learnt = from(text, &[seen(0x277, Access::Write)]);
     assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
     assert_eq!(actions(&learnt.text, 0x278), [Action::Allow, Action::Deny]);
+}
+
+#[test]
+fn direction_that_default_kills_is_still_killed() {
+    let text = "policy = 1\ndefault = \"kill\"\n";
+    let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
+    let learnt = from(text, &[seen(0x277, Access::Write), unknown]);
+    assert_eq!(actions(&learnt.text, 0x277), [Action::Kill, Action::Allow]);
+    assert_eq!(actions(&learnt.text, 0x1c9), [Action::Deny, Action::Kill]);
+    assert_eq!(learnt.kept, []);
 }
 
 #[test]
@@ -254,6 +265,55 @@ fn accept_changes_entry_of_author_only_if_its_msr_is_named() {
     assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
     assert_eq!(actions(&learnt.text, 0x606), [Action::Allow, Action::Deny]);
     assert_eq!(actions(&learnt.text, 0x607), [Action::Deny, Action::Deny]);
+}
+
+/// The place that `grant` names is the place that `accept` changes.
+#[test]
+fn accept_adds_and_changes_entries_where_grant_says() {
+    let pat = MsrIndex::new(0x277);
+    for msrs in [
+        "",
+        "IA32_PAT = \"w\"\n",
+        "IA32_PAT = { read = \"inherit\", write = \"allow\" }\n",
+        "\"0x270..=0x27f\" = \"none\"\n",
+        "\"0x270..=0x27f\" = \"none\"\nIA32_PAT = { read = \"inherit\", write = \"allow\" }\n",
+        "\"0x270..=0x27f\" = { read = \"inherit\", write = \"deny\", final = true }\n",
+        "\"0x270..=0x27f\" = \"none\"\nIA32_PAT = { read = \"deny\", write = \"deny\", final = true }\n",
+        "\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_PAT = \"w\"\n",
+        "\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\n\"0x270..=0x27f\" = \"w\"\n",
+    ] {
+        let text = format!("policy = 1\ndefault = \"deny\"\n\n[msrs]\n{msrs}");
+        let before = compiled(&text);
+        let refuses = |one: &&Variant| *one.rule(pat, Access::Read).action == Action::Deny;
+        // Below `[[when]]`, the variant for AMD comes from its entry.
+        let of_entry = |one: &&Variant| {
+            refuses(one) && matches!(one.rule(pat, Access::Read).by, DecidedBy::Entry(_))
+        };
+        let variants = || before.variants().iter();
+        let variant = variants()
+            .find(of_entry)
+            .or(variants().find(refuses))
+            .unwrap();
+        let origin = variant.rules().origin(variant.rule(pat, Access::Read).by);
+        let granted = grant(&before, origin, pat, only(Access::Read)).unwrap();
+        let learnt = accepted(&text, &[seen(0x277, Access::Read)], &[0x277]);
+        let entries = |compiled: &Compiled| compiled.policy().ids().count();
+        let more = entries(&compiled(&learnt.text)) - entries(&before);
+        let is_in_when = msrs.contains("[[when]]");
+        let by = learnt.kept.first().map(|kept| &kept.by);
+        match (&granted, by) {
+            (Grant::Add(_), None) => assert_eq!((more, is_in_when), (1, false), "{text}"),
+            (Grant::Change { .. }, None) => assert_eq!((more, is_in_when), (0, false), "{text}"),
+            (Grant::Final { .. }, Some(KeptBy::Entry { .. })) => assert_eq!(more, 0, "{text}"),
+            (Grant::Change { .. } | Grant::AddToWhen { .. }, Some(KeptBy::ByHand { .. })) => {
+                assert!(is_in_when, "{text}");
+            }
+            _ => panic!("{text}: {granted}, {by:?}"),
+        }
+        if by.is_none() {
+            assert_eq!(actions(&learnt.text, 0x277)[0], Action::Allow, "{text}");
+        }
+    }
 }
 
 #[test]

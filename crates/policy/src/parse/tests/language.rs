@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::{Access, MsrIndex, Verdict};
 
 use super::*;
 use crate::compile::{Compiled, compile};
@@ -440,4 +440,58 @@ IA32_TSC_AUX = "r"
         )
         .unwrap_err()
     );
+}
+
+/// The last MSR is one that only `default` decides. The filter denies what the gate answers by ending the guest.
+#[test]
+fn default_kill_ends_guest_at_each_access_that_no_entry_decides() {
+    let compiled = compiled(
+        "policy = 1\ndefault = 'kill'\n[msrs]\n0x277 = 'r'\n0x10 = { read = 'inherit', write = 'deny' }",
+        &[],
+    );
+    for (index, wanted) in [
+        (0x277, [Action::Allow, Action::Deny]),
+        (0x10, [Action::Kill, Action::Deny]),
+        (0x11, [Action::Kill, Action::Kill]),
+        (0x808, [Action::Allow, Action::Allow]),
+        (u32::MAX, [Action::Kill, Action::Kill]),
+    ] {
+        assert_eq!(actions(&compiled, None, index), wanted, "{index:#x}");
+    }
+    let variant = &compiled.variants()[0];
+    for index in [0x11, u32::MAX].map(MsrIndex::new) {
+        let explained = explain(compiled.policy(), variant, index, Access::Read);
+        assert_eq!(explained.decision.verdict, Verdict::Deny);
+        assert!(explained.needs_gate(), "{index}");
+    }
+    let printed = crate::print(compiled.policy());
+    assert!(printed.contains("default = \"kill\""), "{printed}");
+    assert_eq!(
+        self::compiled(&printed, &[]).program().digest(),
+        compiled.program().digest()
+    );
+}
+
+#[test]
+fn default_of_other_answer_is_refused() {
+    for word in ["ignore", "pin", "sticky", "inherit"] {
+        let text = format!("policy = 1\ndefault = '{word}'");
+        let mistakes = read(&text, &[]).unwrap_err();
+        let wanted = format!("`default` cannot be \"{word}\"");
+        assert!(mistakes.contains(&wanted), "{mistakes}");
+    }
+}
+
+#[test]
+fn unknown_without_default_allow_is_refused() {
+    for (default, is_refused) in [("allow", false), ("deny", true), ("kill", true)] {
+        let text = format!("policy = 1\ndefault = '{default}'\nunknown = 'ignore'");
+        match read(&text, &[]) {
+            Ok(_) => assert!(!is_refused, "{default}"),
+            Err(mistakes) => {
+                let wanted = format!("no effect under `default = \"{default}\"`");
+                assert!(is_refused && mistakes.contains(&wanted), "{mistakes}");
+            }
+        }
+    }
 }

@@ -329,7 +329,7 @@ fn advice_for_invalid_value_lists_valid_values() {
         (
             "policy = 1\ndefault = 'none'\n",
             "`default` cannot be \"none\"",
-            "did you mean \"deny\"? `default` may be \"allow\", \"deny\"",
+            "did you mean \"deny\"? `default` may be \"allow\", \"deny\", \"kill\"",
         ),
         (
             "policy = 1\ndefault = 'allow'\nunknown = { read = 'ignore' }\n",
