@@ -132,7 +132,7 @@ fn seabios_policy_refuses_nothing_of_firmware() {
             );
             let key = line
                 .split([' ', ':'])
-                .find(|word| word.contains("_"))
+                .find(|word| word.contains('_'))
                 .unwrap();
             let entry = policy.lines().find(|line| line.starts_with(key)).unwrap();
             assert!(entry.contains("why = \"by source: "), "{entry}");
@@ -185,11 +185,11 @@ impl Drop for Tracer {
 #[test]
 fn learn_sees_same_accesses_of_firmware_as_kernels_trace_of_plain_run() {
     for guest in qemu::labs(DENIES_ALL) {
-        let Some(tracer) = Tracer::new() else {
+        let Some(kernel) = Tracer::new() else {
             return;
         };
         write_quiet_sector(&guest);
-        let mut plain = tracer.command();
+        let mut plain = kernel.command();
         qemu::machine(
             plain
                 .arg(&guest.qemu)
@@ -199,7 +199,7 @@ fn learn_sees_same_accesses_of_firmware_as_kernels_trace_of_plain_run() {
         );
         let plain = ran(&mut plain);
         assert_eq!(plain.status, qemu::DONE, "{}", plain.err);
-        fs::write(guest.path("trace"), tracer.trace()).unwrap();
+        fs::write(guest.path("trace"), kernel.trace()).unwrap();
         let mut learning = learn(&guest, &["-o", "learnt.toml"]);
         qemu::machine(learning.arg(&guest.qemu), "file:guarded");
         let learning = ran(&mut learning);
