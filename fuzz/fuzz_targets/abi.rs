@@ -38,8 +38,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Changes the struct so that most calls get as far as reading the bitmaps: few flags remain, a range has at
-/// most one MSR too many, and pointers lead into the memory or just past its end.
+/// Changes `struct kvm_msr_filter` so that most calls get as far as reading the bitmaps: few flags remain, a
+/// range has at most one MSR too many, and pointers lead into the caller's memory or just past its end.
 fn tame(memory: &mut [u8], width: CallerWidth) {
     let end = memory.len() as u64 + 8;
     let Some(bytes) = memory.get_mut(..width.struct_size()) else {

@@ -1,5 +1,5 @@
-//! Imports any bytes in every format. The bytes are refused, or the result prints as a policy that has no
-//! mistakes and the same entries.
+//! Imports any bytes in every format. Either the importer refuses the bytes, or the imported entries are
+//! printed as a policy that has no mistakes and the same entries.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,7 +1,7 @@
-//! Makes a policy from any bytes, and packs it into a filter. Its entries are stretches of MSRs in ascending
-//! order, each with the accesses that it allows. If the policy fits into a filter, the filter decides as the
-//! entries say. The filter is also the same after a round trip through a program and through the output
-//! format that the first byte selects.
+//! Makes a policy from any bytes, and packs it into a filter. The policy's entries are stretches of MSRs in
+//! ascending order, each with the accesses that it allows. If the policy fits into a filter, the filter
+//! decides as the entries say. The filter is also unchanged if it is encoded and decoded as part of a
+//! program, or in the output format that the first byte selects.
 #![no_main]
 
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ const WORDS: [(&str, [Verdict; 2]); 4] = [
     ("rw", [Verdict::Allow, Verdict::Allow]),
 ];
 
-/// Returns a number of MSRs: few, about as many as a bitmap holds, or very many.
+/// Returns the number of MSRs in a stretch: few, about as many as a bitmap holds, or very many.
 fn length(byte: u8) -> u32 {
     let low = u32::from(byte & 0x3f);
     match byte >> 6 {
@@ -28,8 +28,8 @@ fn length(byte: u8) -> u32 {
     }
 }
 
-/// Returns stretches of MSRs that do not overlap. Each is given as its first MSR, its last MSR, and the
-/// index of its accesses in `WORDS`. No stretch has an x2APIC register or the MSR 0xffffffff.
+/// Returns stretches of MSRs that do not overlap. Each stretch is given as its first MSR, its last MSR, and
+/// the index of its accesses in `WORDS`. No stretch has an x2APIC register or the MSR 0xffffffff.
 fn stretches(bytes: &[u8]) -> Vec<(u32, u32, usize)> {
     let mut stretches = Vec::new();
     let mut next = 0_u32;

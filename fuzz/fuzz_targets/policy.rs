@@ -1,6 +1,6 @@
-//! Parses any text as a policy. The result is a policy or mistakes. A policy packs into a filter, or does
-//! not fit into one. A formatted text does not change when it is formatted again, and a formatted policy is
-//! a policy with the same settings.
+//! Parses any text as a policy. The result is a policy or a list of mistakes. A policy packs into a filter,
+//! or the compiler reports that the policy does not fit into a filter. A formatted text does not change when
+//! it is formatted again, and a formatted policy is a policy with the same settings.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

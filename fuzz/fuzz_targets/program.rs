@@ -1,5 +1,6 @@
-//! Decodes any bytes as a program. A program that was decoded encodes to the same bytes. A wrong digest is
-//! replaced by the right one, so that the fuzzer reaches the code after the check of the digest.
+//! Decodes any bytes as a program. If the bytes are a program, encoding the program gives the same bytes.
+//! The target replaces a wrong digest in the bytes by the right one, so that the fuzzer reaches the code
+//! after the check of the digest.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,7 @@
 //! Compiles any text as a policy with its includes. Lines of `#---` separate the files; the first file is
 //! the policy, and every file may include the others as `1.toml`, `2.toml` and so on. The compiled program
-//! survives encoding, and the printed policy compiles to a program without differences.
+//! is unchanged after encoding and decoding. The policy is also printed as one file: that file compiles to a
+//! program that treats every access alike.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

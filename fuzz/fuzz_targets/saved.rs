@@ -1,5 +1,6 @@
-//! Decodes any bytes as a vCPU's saved state. A saved state that was decoded encodes to the same bytes. A
-//! vCPU that restores the state saves the same values; a vCPU that refuses the state is unchanged.
+//! Decodes any bytes as a vCPU's saved state. If the bytes are a saved state, encoding the state gives the
+//! same bytes. A vCPU that has restored the state saves the same values; a vCPU that refuses to restore the
+//! state is unchanged.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};

@@ -1,5 +1,5 @@
 //! Overwrites parts of a state page, the file in which the library in a VMM records what it saw, with any
-//! bytes. The reader of the page refuses it, or returns results of bounded size.
+//! bytes. The reader refuses the changed page, or returns results of bounded size.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

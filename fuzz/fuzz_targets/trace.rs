@@ -1,6 +1,7 @@
 //! Reads any bytes as a trace. The lines that the reader returns do not depend on the size of its buffer,
-//! and the reader counts each line once. Each line means what it means by itself, unless it is cut off, or
-//! is a part of a wrapped event. An access that was read is the same after it is printed and read again.
+//! and the reader counts each line once. The reader finds the same in each line as if the line were the
+//! whole trace, unless the line is cut off or is a part of an event that is wrapped over two lines. An
+//! access that was read is the same after it is printed and read again.
 #![no_main]
 
 use std::io::BufReader;

@@ -1,25 +1,28 @@
 //! The number of instructions of a routine, counted by callgrind, a tool of valgrind.
 //!
 //! The bench starts itself under callgrind, with an environment variable that names the routine and the
-//! number of runs. It does so twice, with different numbers of runs. The difference between the two counts
-//! is due to the routine alone, because both processes do the same before and after it.
+//! number of runs. The bench starts two such processes, with different numbers of runs. The difference
+//! between their counts of instructions is due to the routine alone, because both processes do the same
+//! before and after the runs.
 
 use std::env;
 use std::io;
 use std::process::{Command, Stdio};
 
-/// The environment variable with the routine's name and the number of runs.
+/// The environment variable that tells a process under callgrind the routine's name and the number
+/// of runs.
 const ASKED: &str = "MSRGATE_BENCH_COUNT";
 
-/// The number of runs in the shorter process; the longer process has twice as many.
+/// The number of runs of the routine in the first process under callgrind; the second process makes
+/// twice as many.
 const RUNS: u64 = 10_000;
 
-/// The routine that a process under callgrind has to run, and the number of runs.
+/// The task of a process under callgrind: the routine that it has to run, and the number of runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The routine's name.
     pub name: String,
-    /// The number of runs.
+    /// The number of times that the process has to run the routine.
     pub runs: u64,
 }
 
@@ -37,8 +40,8 @@ impl Counted {
     }
 
     /// Returns the number of instructions of one run of the routine `name`, or `None` if valgrind is not
-    /// installed. This function starts the bench again under callgrind; that process must make the runs
-    /// that [`Self::asked`] returns.
+    /// installed. This function starts the bench again under callgrind; the process under callgrind must
+    /// make the runs that [`Self::asked`] returns.
     ///
     /// Only instructions in functions whose names match one of the patterns `within`, and in the functions
     /// that they call, are counted; `*` in a pattern matches anything.
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn collected_parses_count_of_callgrind() {
+    fn collected_parses_number_of_instructions_that_callgrind_prints() {
         let said = "==7== Events    : Ir\n==7== Collected : 1234567\n==7==\n";
         assert_eq!(collected(said), Some(1_234_567));
         assert_eq!(collected("==7== Collected : \n"), None);

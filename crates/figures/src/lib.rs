@@ -1,5 +1,5 @@
-//! Measurements for all benches. A bench says what to run; this crate runs it under criterion and prints
-//! one line per figure to stdout, `NAME VALUE UNIT`. The output of criterion goes to stderr.
+//! Measurements for all benches. A bench passes its routines to this crate, which runs them under criterion
+//! and prints one line per figure to stdout, `NAME VALUE UNIT`. The output of criterion goes to stderr.
 //!
 //! Only benches use this crate. The first argument of a bench selects the figures whose names contain it.
 #![forbid(unsafe_code)]
@@ -17,34 +17,34 @@ use criterion::{Bencher, Criterion};
 
 pub use instructions::Counted;
 
-/// The number of samples; a figure is their median.
+/// The number of samples of each timed routine; its figure is the median of the samples.
 const SAMPLES: usize = 60;
 
 /// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// The time of one operation.
+    /// The figure is the time of one operation.
     Time(TimeUnit),
-    /// The number of operations per unit of time.
+    /// The figure is the number of operations per unit of time.
     Rate(RateUnit),
-    /// `KiB`, 1024 bytes.
+    /// The unit is `KiB`, 1024 bytes.
     Kibibytes,
-    /// `MiB`, 1024 KiB.
+    /// The unit is `MiB`, 1024 KiB.
     Mebibytes,
-    /// `x`, a ratio.
+    /// The unit is `x`: the figure is the ratio of two measurements.
     Times,
-    /// `instructions`, executed by the CPU.
+    /// The unit is `instructions`, which the CPU executes for one operation.
     Instructions,
-    /// `allocations`, from the heap.
+    /// The unit is `allocations` from the heap.
     Allocations,
 }
 
 /// The unit of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateUnit {
-    /// `/s`, operations per second.
+    /// The unit is `/s`, operations per second.
     PerSecond,
-    /// `M/s`, millions of operations per second.
+    /// The unit is `M/s`, millions of operations per second.
     MillionsPerSecond,
 }
 
@@ -60,11 +60,11 @@ impl RateUnit {
 /// The unit of time in which a figure is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeUnit {
-    /// `ns`
+    /// Nanoseconds, printed as `ns`.
     Nanoseconds,
-    /// `us`
+    /// Microseconds, printed as `us`.
     Microseconds,
-    /// `ms`
+    /// Milliseconds, printed as `ms`.
     Milliseconds,
 }
 
@@ -100,7 +100,8 @@ impl fmt::Display for Unit {
 pub struct Batch<'a> {
     /// The figure's name.
     pub name: &'a str,
-    /// The number of operations of one run. The figure is the time of one operation.
+    /// The number of operations in one run of the routine. The figure is the time of the run
+    /// divided by this number.
     pub operations: u32,
 }
 
@@ -112,8 +113,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads from the arguments of the bench which figures to measure, and reserves stdout for the
-    /// figures.
+    /// Reads from the arguments of the bench which figures to measure. Sends all other output that
+    /// goes to stdout to stderr, so that stdout has only the figures.
     ///
     /// # Errors
     /// Returns an error if stdout or stderr is closed.
@@ -134,7 +135,7 @@ impl Figures {
         })
     }
 
-    /// Prints a figure that is computed, not timed.
+    /// Prints a figure whose value the bench has computed itself, without timing a routine.
     ///
     /// # Errors
     /// Returns an error if stdout cannot be written.
@@ -240,7 +241,8 @@ impl Figures {
         if !self.wants(name) {
             return Ok(());
         }
-        // The minimum of each routine: other activity of the machine can only add time.
+        // The ratio uses the fastest sample of each routine: other activity of the machine can only
+        // add time.
         let (mut times, mut least) = (Vec::new(), [f64::INFINITY; 2]);
         self.sample(batch.name, |iterations| {
             let elapsed_ours = elapsed(iterations, &mut ours);
@@ -257,7 +259,8 @@ impl Figures {
         self.print(name, ratio(least), Unit::Times)
     }
 
-    /// Runs `routine` under criterion, which warms up and chooses the iterations of each sample.
+    /// Runs `routine` under criterion, which first runs the routine to warm it up and then chooses
+    /// how many iterations each sample has.
     fn sample(&mut self, name: &str, routine: impl FnMut(u64) -> Duration) {
         let routine = RefCell::new(routine);
         self.criterion

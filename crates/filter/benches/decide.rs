@@ -1,8 +1,9 @@
-//! Benchmark of the cost of a decision, alone and against a loop over the ranges.
+//! Benchmark of the time that a filter takes to decide an access, by itself and compared with a
+//! loop over the filter's ranges.
 //!
-//! Each figure of a decision is the time of one decision in a long row of independent decisions, as they
-//! occur when a hypervisor recomputes its bitmaps or a trace is replayed. These decisions use only the
-//! verdict, so the compiler leaves out the code that finds the reason. The decisions of the figures
+//! Each figure is the time of one decision in a long series of independent decisions. A hypervisor that
+//! recomputes its bitmaps makes such a series, and so does the replay of a trace. Most figures use only the
+//! verdict of each decision, so the compiler leaves out the code that finds the reason. The figures
 //! `…/with-reason` use the verdict and the reason.
 
 use std::hint::black_box;
@@ -136,7 +137,7 @@ impl Scenario {
         figures.compare(batch(name), ours, "linear", theirs)
     }
 
-    /// Returns the number of accesses that are allowed.
+    /// Returns the number of the scenario's accesses that `decide` allows.
     #[inline]
     fn allowed(&self, decide: impl Fn(MsrIndex, Access) -> Verdict) -> u32 {
         let allowed = |&(index, access): &Point| decide(index, access) as u32;

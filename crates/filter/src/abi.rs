@@ -1,6 +1,7 @@
 //! The bytes of `KVM_X86_SET_MSR_FILTER`'s argument, as user space lays them out (S1.6, S1.7).
 //!
-//! This module does not validate the request: [`SetCall`](crate::SetCall) does.
+//! This module only encodes and decodes the struct. [`SetCall`](crate::SetCall) validates the
+//! struct's fields.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -17,7 +18,8 @@ pub const RANGE_READ: u32 = Accesses::Read.bits();
 /// `KVM_MSR_FILTER_WRITE`, a bit of [`RangeRequest::flags`].
 pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 
-/// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on it (S1.6).
+/// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on this size
+/// (S1.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerWidth {
     /// The caller is a 64-bit process.
@@ -26,8 +28,8 @@ pub enum CallerWidth {
     Bits32,
 }
 
-/// The sizes of the struct and of a range, and the offsets of some of their fields, in bytes, for
-/// callers of one width.
+/// The layout of `struct kvm_msr_filter` for callers of one width: the sizes of the struct and of a
+/// range, and the offsets of some of their fields, in bytes.
 struct Layout {
     size: usize,
     first_range: usize,
@@ -39,7 +41,7 @@ const NMSRS: usize = 4;
 const BASE: usize = 8;
 
 impl CallerWidth {
-    /// Both widths: 64-bit and 32-bit callers.
+    /// The two widths of a caller's pointers: 64 and 32 bits.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
     /// The number that a caller of this width passes to `ioctl(2)`:
@@ -110,7 +112,8 @@ impl fmt::Display for UserAddress {
     }
 }
 
-/// The error of [`UserMemory::read`]: the process cannot read at least one of the bytes.
+/// The error of [`UserMemory::read`]: at least one of the bytes is not readable memory of the
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
@@ -122,9 +125,9 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
-/// The memory of the process that makes the set call.
+/// The memory of the process that calls `KVM_X86_SET_MSR_FILTER`.
 pub trait UserMemory {
-    /// Fills `into` with the bytes from the address `from` on.
+    /// Fills `into` with the bytes of the process's memory from the address `from` on.
     ///
     /// # Errors
     /// [`Fault`] if one of the bytes cannot be read, or lies past the end of the address space.
@@ -211,7 +214,7 @@ pub struct RangeRequest<B = UserAddress> {
 pub enum DecodeError {
     /// The number of bytes is not the size of the struct.
     WrongSize {
-        /// The number of bytes that the caller gave.
+        /// The number of bytes that were to be decoded.
         found: usize,
         /// The size that the struct has for a caller of this width, in bytes.
         expected: usize,
@@ -290,8 +293,8 @@ impl<B> Request<B> {
         request
     }
 
-    /// Returns the request with each range's field `bitmap` replaced by the result of the closure
-    /// `bitmap`.
+    /// Returns the request with the field `bitmap` of each range replaced by the result that the
+    /// closure `bitmap` returns for that field.
     pub fn map_bitmaps<'r, C>(&'r self, mut bitmap: impl FnMut(&'r B) -> C) -> Request<C> {
         Request {
             flags: self.flags,

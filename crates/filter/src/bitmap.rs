@@ -65,8 +65,8 @@ impl Bitmap {
     }
 
     /// Creates a bitmap of `count` MSRs from the 64-bit words that the kernel would copy. The bit
-    /// at `offset` is bit `offset % 64` of word `offset / 64`. Missing words count as 0; surplus
-    /// words and bits are dropped.
+    /// at `offset` is bit `offset % 64` of word `offset / 64`. If `words` is too short, the missing
+    /// words count as 0. Words and bits past the last MSR are dropped.
     ///
     /// # Errors
     /// - [`BitmapError::Empty`]: `count` is 0.

@@ -1,9 +1,9 @@
-//! The error numbers of the kernel that this mechanism returns.
+//! The error numbers with which KVM's calls for MSR filters and MSR exits fail.
 
 use core::fmt;
 
-/// An error number of Linux on x86, with which a system call fails. A denied access is no failed call:
-/// the verdict on an access has a type of its own, [`Verdict`](crate::Verdict) (S8).
+/// An error number of Linux on x86, with which a system call fails. A guest's access that the filter denies
+/// has no error number: the type of its verdict is [`Verdict`](crate::Verdict) (S8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Errno {

@@ -1,5 +1,5 @@
-//! The exit of an MSR access to user space: the fields that `KVM_RUN` hands out and reads back
-//! (S5).
+//! The exit to user space that an MSR access causes: the fields of `kvm_run` that `KVM_RUN` fills
+//! in and later reads back (S5).
 
 use core::fmt;
 
@@ -13,7 +13,8 @@ pub enum ExitReason {
     /// `KVM_MSR_EXIT_REASON_INVAL`: KVM knows the register, but the written value is illegal, or this
     /// guest does not have the register.
     Invalid,
-    /// `KVM_MSR_EXIT_REASON_UNKNOWN`: KVM does not know the register. v6 reports `Invalid` instead.
+    /// `KVM_MSR_EXIT_REASON_UNKNOWN`: KVM does not know the register. Version 6 of the kernel's
+    /// filter patch (v6) reports `Invalid` instead.
     Unknown,
     /// `KVM_MSR_EXIT_REASON_FILTER`: the filter refused the access.
     Filter,
@@ -23,8 +24,8 @@ impl ExitReason {
     /// All three exit reasons.
     pub const ALL: [Self; 3] = [Self::Invalid, Self::Unknown, Self::Filter];
 
-    /// The bit that stands for this exit reason, in a reason mask and in `kvm_run` (S1.4). `None` if
-    /// the revision does not have the reason.
+    /// The bit that stands for this exit reason, in a reason mask and in `kvm_run` (S1.4). Returns
+    /// `None` if this revision of KVM does not have the reason.
     #[must_use]
     pub const fn bit(self, revision: Revision) -> Option<ReasonMask> {
         let bit = match self {
@@ -64,7 +65,8 @@ impl fmt::Display for ExitReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReasonMask(u32);
 
-/// An error for a mask with bits that stand for no exit reason of the revision: EINVAL (S1.9).
+/// An error for a reason mask with bits that stand for no exit reason of the VM's revision of KVM:
+/// the call fails with EINVAL (S1.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownReasons(u64);
 
@@ -87,7 +89,8 @@ impl ReasonMask {
         }
     }
 
-    /// Creates the mask with these reasons. A reason that the revision does not have adds no bit.
+    /// Creates the mask with these reasons. A reason that this revision of KVM does not have adds
+    /// no bit.
     #[must_use]
     pub fn of(revision: Revision, reasons: &[ExitReason]) -> Self {
         let bits = reasons.iter().filter_map(|reason| reason.bit(revision));
@@ -182,7 +185,8 @@ impl Exit {
 pub struct Reply {
     /// The error byte: 0 completes the access, any other value is #GP(0) (S5.4).
     pub error: u8,
-    /// The value that a completed read returns to the guest. It is ignored for a write.
+    /// The value that a completed read returns to the guest. `KVM_RUN` ignores the value if the
+    /// access is a write.
     pub data: u64,
 }
 
@@ -198,8 +202,8 @@ impl Reply {
         Self { error: 0, data }
     }
 
-    /// Returns the answer that `KVM_RUN` itself leaves in `kvm_run`. If the VMM writes no answer, a
-    /// read completes with 0, and a write completes without an effect.
+    /// Returns the answer that is in `kvm_run` if the VMM writes no answer after an exit. With this
+    /// answer a read completes with 0, and a write completes without an effect.
     #[must_use]
     pub const fn unanswered(exit: &Exit) -> Self {
         Self::value(exit.data)

@@ -1,8 +1,9 @@
 //! The hardware bitmaps that let an MSR access through without a VM exit (S6).
 //!
 //! A bit of 1 intercepts the access. A bit is 0 only if the hypervisor wants to pass the access
-//! through *and* the filter allows it (S6.3). A map is always recomputed as a whole from these two
-//! sources. It is never changed bit by bit, because it could then drift from its sources (S8).
+//! through *and* the filter allows it (S6.3). A map is always recomputed as a whole, from the
+//! hypervisor's wishes and the filter. A map that was changed bit by bit could drift from these two
+//! sources (S8).
 
 use core::fmt;
 
@@ -16,7 +17,7 @@ pub use layout::{Svm, Vmx};
 pub enum PassThrough {
     /// The access should reach the register without a VM exit, if the filter allows it.
     Wanted,
-    /// The hypervisor has to see the access, whatever the filter says.
+    /// The access has to exit to the hypervisor, even if the filter allows it.
     Unwanted,
 }
 
@@ -33,7 +34,7 @@ pub type VmxBitmap = InterceptMap<Vmx>;
 /// other MSR always exits. The last 2 KiB are reserved and all ones.
 pub type SvmMap = InterceptMap<Svm>;
 
-/// A map of the accesses that exit, in the layout of one vendor.
+/// An intercept map, which says for each access if it exits, in the layout of one vendor.
 ///
 /// The map is aligned to a page, so that its address can be handed to the processor.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub struct InterceptMap<L: Layout> {
     bytes: L::Bytes,
 }
 
-/// A vendor's layout: [`Vmx`] or [`Svm`].
+/// A vendor's layout of an intercept map: [`Vmx`] or [`Svm`].
 pub trait Layout: layout::Regions + Clone + Eq {}
 
 impl Layout for Vmx {}
@@ -59,10 +60,12 @@ mod layout {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Svm {}
 
-    /// The number of MSRs in a region, equal for both vendors.
+    /// The number of MSRs in a region, a stretch of MSRs that a hardware bitmap covers. The number
+    /// is the same for Intel and AMD.
     pub(super) const REGION: u32 = 0x2000;
 
-    /// A row of bits for one direction: the bit of the MSR `base + n` is `first_bit + n * stride`.
+    /// The bits of a hardware bitmap for one stretch of MSRs and one direction of access: the bit
+    /// of the MSR `base + n` has the position `first_bit + n * stride`.
     #[derive(Debug)]
     pub struct Region {
         pub(super) base: u32,
@@ -81,7 +84,8 @@ mod layout {
             }
         }
 
-        /// Returns the position of this MSR's bit, or `None` if the MSR is outside the region.
+        /// Returns the position of this MSR's bit in the hardware bitmap, or `None` if the MSR is
+        /// outside the region.
         pub(super) fn bit(&self, index: MsrIndex) -> Option<usize> {
             let offset = index.get().checked_sub(self.base)?;
             (offset < REGION).then_some(self.first_bit + offset as usize * self.stride)
@@ -139,8 +143,8 @@ impl<L: Layout> InterceptMap<L> {
         Self { bytes }
     }
 
-    /// Recomputes the whole map: an access passes if `wants` returns [`PassThrough::Wanted`] and
-    /// `decide` allows it.
+    /// Recomputes the whole map: an access passes to the register without a VM exit if `wants`
+    /// returns [`PassThrough::Wanted`] for the access and `decide` allows it.
     ///
     /// `decide` is called only for wanted accesses, and never for an MSR of [`X2APIC`], for which
     /// `wants` alone decides (S6.4).
@@ -179,7 +183,8 @@ impl<L: Layout> InterceptMap<L> {
         merged
     }
 
-    /// Returns true if `access` to `index` exits to the hypervisor.
+    /// Returns true if an access to the MSR `index` in the direction `access` exits to the
+    /// hypervisor.
     #[must_use]
     pub fn intercepts(&self, index: MsrIndex, access: Access) -> bool {
         L::REGIONS
@@ -202,7 +207,7 @@ impl<L: Layout> Default for InterceptMap<L> {
     }
 }
 
-/// Writes the number of accesses that pass, instead of the 4 or 8 KiB of bits.
+/// Writes the number of accesses that the map lets through, instead of the 4 or 8 KiB of bits.
 impl<L: Layout> fmt::Debug for InterceptMap<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passing: u32 = self

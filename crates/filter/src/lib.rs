@@ -7,7 +7,8 @@
 //! # Building a filter
 //!
 //! A [`Filter`] is a list of [`Range`]s, tried in order, and a [`DefaultAction`] for the accesses
-//! that no range covers. [`Filter::new`] refuses what the kernel would refuse.
+//! that no range covers. [`Filter::new`] refuses ranges and default actions that the kernel would
+//! refuse.
 //!
 //! ```
 //! use msrgate_filter::{Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision};

@@ -3,16 +3,16 @@
 //!
 //! The table divides the MSR indices into pages of 4,096. For each page that a range touches, and
 //! for the page of the x2APIC registers, the table stores a verdict bit and an owner for each MSR
-//! and direction. The owner tells the reason for the verdict. All other pages share the first
-//! stored page, which holds the default action. A perfect hash over the numbers of the stored pages
-//! (at most 65) finds the page of an MSR.
+//! and direction. The owner tells the reason for the verdict, such as the range that decides. All
+//! other pages share the first stored page, which holds the default action. A perfect hash over the
+//! numbers of the stored pages (at most 65) finds the page of an MSR.
 //!
 //! All fields of the table are 64-bit words, because [`publish`](crate::publish) keeps the same table
 //! in atomics: without `unsafe`, threads can share and replace only words.
 //!
 //! The owner is stored as one byte for each block of 64 MSRs: the number of the range that decides,
-//! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. The last stands for a block in which
-//! ranges begin or end: the n-th mixed block has an owner byte for each of its MSRs.
+//! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. [`MIXED`] + n stands for a block in
+//! which ranges begin or end: the n-th mixed block has an owner byte for each of its MSRs.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -173,7 +173,7 @@ impl Lookup {
 
 /// Returns the numbers of the pages that differ from the default page, without duplicates: the
 /// pages that a range touches, and the page of the MSRs below 0x1000, which include the x2APIC
-/// registers. A range that wraps touches no page (S3.5).
+/// registers. A range whose end would be 2^32 or higher touches no page (S3.5).
 fn special_pages(ranges: &[Range]) -> Vec<u32> {
     let mut pages: Vec<u32> = ranges
         .iter()
@@ -309,7 +309,7 @@ fn store(page: &mut [u64], direction: usize, block: usize, content: Block) {
 }
 
 /// Returns a bit for each of the 64 MSRs from `base` on: 1 if the range contains the MSR. A range
-/// that wraps contains no MSR (S3.5).
+/// whose end would be 2^32 or higher contains no MSR (S3.5).
 fn reach(range: &Range, base: u32) -> u64 {
     let Some(end) = range.end() else { return 0 };
     let start = u64::from(range.base().get().max(base));
@@ -323,9 +323,9 @@ fn reach(range: &Range, base: u32) -> u64 {
 /// Returns a multiplier for which no two of the pages share a place in the hash table.
 ///
 /// For 64 random pages one multiplier in seven works, so a few tries find one. The hardest set of
-/// pages found by search took 152 tries, a few microseconds. It is expected, not proved, that every
-/// set has a multiplier: there are fewer than 2^512 sets, each try fails for less than 7/8 of the
-/// sets, and there are 2^63 multipliers.
+/// pages found by search took 152 tries, a few microseconds. There is no proof that every set of
+/// pages has such a multiplier, but it is very likely: there are fewer than 2^512 sets, each try
+/// fails for less than 7/8 of the sets, and there are 2^63 multipliers.
 fn perfect_multiplier(numbers: &[u32]) -> u64 {
     let mut state = 0_u64;
     loop {

@@ -14,11 +14,12 @@
 //!
 //! **Writers wait**, spinning: for the writer before them, and for readers. Each stripe has two
 //! counters, and readers arrive at the counter whose turn it is. A writer first waits until no
-//! reader is left at the idle counter. The readers there are all stragglers: they loaded the turn
-//! before it last changed. Then the writer changes the turn and waits until no reader is left at
-//! the other counter. From then on, only stragglers arrive at that one. So a writer waits for each
-//! reader at most twice, and a stream of new readers cannot delay the writer. The turn only ensures
-//! progress: the argument below does not depend on the counter at which a reader arrived.
+//! reader is left at the idle counter. The readers at the idle counter are all stragglers: they
+//! loaded the turn before it last changed. Then the writer changes the turn and waits until no
+//! reader is left at the other counter. From then on, only stragglers arrive at that other counter.
+//! So a writer waits for each reader at most twice, and a stream of new readers cannot delay the
+//! writer. The turn only ensures progress: the argument below does not depend on the counter at
+//! which a reader arrived.
 //!
 //! **Memory.** A VM takes 2 x 86 KiB for the slots and 1 KiB for the stripes.
 //!
@@ -50,7 +51,7 @@ use loom::thread::yield_now as spin_loop;
 
 /// A slot: a set of words that threads share, and whose content is replaced as a whole.
 pub(crate) trait Slot {
-    /// The type of the data that a writer publishes in place of the old words.
+    /// The type of the data with which a writer replaces the content of a slot.
     type Content;
 
     /// Replaces all words of the slot that a reader may look at, by relaxed stores. The caller ensures
@@ -90,8 +91,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
     /// Returns the result of `look` on the active slot, whose content does not change during the
     /// call.
     ///
-    /// `reader` picks the stripe. Any number is correct; different numbers for different readers
-    /// are faster.
+    /// `reader` picks the stripe. The result is correct for any number; reads are faster if
+    /// different readers have different numbers.
     #[inline]
     pub(crate) fn read<T>(&self, reader: usize, look: impl FnOnce(&S) -> T) -> T {
         let turn = self.turn.load(Ordering::Relaxed);
@@ -143,10 +144,11 @@ impl Drop for Visit<'_> {
     }
 }
 
-/// A lock that lets one writer in at a time: 0 is free, 1 is held.
+/// A lock that only one writer can hold at a time: 0 is free, 1 is held.
 struct Lock(AtomicUsize);
 
-/// The lock while a writer holds it. Dropping this value lets the next writer in.
+/// The proof that a writer holds the lock. Dropping this value releases the lock for the next
+/// writer.
 struct Held<'a>(&'a AtomicUsize);
 
 impl Lock {

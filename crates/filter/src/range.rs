@@ -59,7 +59,7 @@ impl Range {
         }
     }
 
-    /// The directions that the range covers.
+    /// The directions of access that the range covers: reads, writes or both.
     #[must_use]
     pub const fn accesses(&self) -> Accesses {
         self.accesses

@@ -5,8 +5,8 @@ use core::fmt;
 
 use crate::msr::MsrIndex;
 
-/// The origin of an access. Only a guest's accesses are filtered (S4). A register may accept more
-/// from the host than from a guest.
+/// The origin of an access. Only a guest's accesses are filtered (S4). A register may accept values
+/// from the host that it does not accept from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The guest accesses the register, by an instruction or by an MSR list for a nested guest.
@@ -38,8 +38,8 @@ impl core::error::Error for RegisterFault {}
 
 /// The registers of one vCPU: a hypervisor's own, or a [`RegisterMap`].
 ///
-/// The methods do not ask the filter: their caller does, where the filter applies. An access that
-/// faults must have no effect.
+/// The methods do not ask the filter. If the filter applies to an access, the caller asks the
+/// filter before it calls a method. An access that faults must have no effect.
 pub trait Registers {
     /// Reads the register `index`.
     ///
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn access_to_missing_register_is_unknown_fault_for_guest_and_host() {
+    fn access_to_missing_register_fails_as_unknown_for_guest_and_host() {
         let index = MsrIndex::new(0x11);
         let mut map = RegisterMap::default();
         for origin in [Origin::Guest, Origin::Host] {

@@ -1,9 +1,10 @@
-//! The two revisions of the filter that this crate knows. Each difference between them is a method
+//! The two revisions of KVM's MSR filter that this crate can behave like: mainline Linux, and
+//! version 6 of the patch that introduced the filter. Each difference between the two is a method
 //! of [`Revision`].
 
 use crate::msr::{MsrIndex, X2APIC};
 
-/// The version of KVM that this crate behaves like.
+/// The revision of KVM's MSR filter that a VM of this crate behaves like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Revision {
     /// The behaviour of current Linux.
@@ -17,22 +18,22 @@ pub enum Revision {
 /// The steps of a set call that guests can see (S2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
-    /// Guests see the old filter until the call has succeeded, and then the whole new filter. If the
-    /// call fails, they still see the old filter.
+    /// Guests see the old filter until the call has succeeded, and then the whole new filter. If
+    /// the call fails, guests still see the old filter.
     Whole,
     /// Guests see the old filter disappear, and then the unfinished new filter after each added
     /// range.
     Stepwise,
 }
 
-/// The order of the checks of a range (S2.4).
+/// The order in which a set call checks the flags and the bitmap of a range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RangeChecks {
-    /// The kernel checks the range's flags first. Then it checks the size of the bitmap, and copies
-    /// the bitmap.
+    /// The kernel checks the range's flags first. Then the kernel checks the size of the range's
+    /// bitmap, and copies the bitmap.
     FlagsFirst,
-    /// The kernel checks the size of the range's bitmap and copies the bitmap first. Then it checks
-    /// the flags.
+    /// The kernel checks the size of the range's bitmap and copies the bitmap first. Then the
+    /// kernel checks the range's flags.
     BitmapFirst,
 }
 
@@ -46,7 +47,7 @@ pub(crate) enum Refused {
 }
 
 impl Revision {
-    /// Both revisions: mainline and v6.
+    /// The two revisions of KVM's MSR filter: mainline, and version 6 of the patch.
     pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
 
     /// Returns true if callers with 32-bit pointers can set a filter (S1.6).
@@ -54,7 +55,8 @@ impl Revision {
         matches!(self, Self::Mainline)
     }
 
-    /// The bits that a filter's flags may have (S2.2). On mainline that is the bit of default deny.
+    /// The bits that a filter's flags may have without the set call failing (S2.2). Mainline
+    /// accepts only the bit for the default action deny.
     pub(crate) const fn accepted_flags(self) -> u32 {
         match self {
             Self::Mainline => 1,
@@ -74,7 +76,7 @@ impl Revision {
         matches!(self, Self::V6)
     }
 
-    /// The order of the checks of a range (S2.4).
+    /// The order in which a set call checks the flags and the bitmap of a range (S2.4).
     pub(crate) const fn range_checks(self) -> RangeChecks {
         match self {
             Self::Mainline => RangeChecks::FlagsFirst,
@@ -98,7 +100,8 @@ impl Revision {
         }
     }
 
-    /// The number that the capability `KVM_CAP_X86_USER_SPACE_MSR` has in this revision (S1.1).
+    /// The number that the capability `KVM_CAP_X86_USER_SPACE_MSR` has in this revision of KVM
+    /// (S1.1).
     pub(crate) const fn user_space_msr(self) -> u32 {
         match self {
             Self::Mainline => 188,
@@ -106,7 +109,7 @@ impl Revision {
         }
     }
 
-    /// The number that the capability `KVM_CAP_X86_MSR_FILTER` has in this revision (S1.2).
+    /// The number that the capability `KVM_CAP_X86_MSR_FILTER` has in this revision of KVM (S1.2).
     pub(crate) const fn msr_filter(self) -> u32 {
         match self {
             Self::Mainline => 189,
@@ -114,9 +117,9 @@ impl Revision {
         }
     }
 
-    /// The capabilities that have nothing to do with MSRs but answer 1 (S1.10). A VMM that asks mainline
-    /// for the capabilities by v6's numbers mistakes them for the MSR capabilities. On a real host the
-    /// answer for 185 varies; here it is 1, the worst case for such a VMM.
+    /// Numbers of capabilities for which `KVM_CHECK_EXTENSION` returns 1, although they have nothing to do
+    /// with MSRs (S1.10). A VMM that asks mainline with v6's numbers mistakes them for the MSR capabilities.
+    /// On a real host the result for 185 varies; here the result is 1, the worst case for such a VMM.
     pub(crate) const fn impostors(self) -> &'static [u32] {
         match self {
             Self::Mainline => &[184, 185],
@@ -124,8 +127,9 @@ impl Revision {
         }
     }
 
-    /// The bit of the exit reason UNKNOWN, or `None` if the revision does not have the reason
-    /// (S1.4). Without it, an access to an unknown MSR has the reason INVAL (S5.1).
+    /// The bit of the exit reason UNKNOWN, or `None` if this revision of KVM does not have the
+    /// reason (S1.4). Without this reason, an access to an unknown MSR exits with the reason INVAL
+    /// (S5.1).
     pub(crate) const fn unknown_reason_bit(self) -> Option<u32> {
         match self {
             Self::Mainline => Some(2),
@@ -141,7 +145,7 @@ impl Revision {
         }
     }
 
-    /// The bits that a reason mask may have (S1.9).
+    /// The bits that a reason mask may have without `KVM_ENABLE_CAP` refusing the mask (S1.9).
     pub(crate) const fn accepted_reasons(self) -> u64 {
         match self {
             Self::Mainline => 7,

@@ -42,20 +42,22 @@ pub struct SetCall {
     result: Result<(), SetError>,
 }
 
-/// The reason why a set call failed.
+/// The reason why a `KVM_X86_SET_MSR_FILTER` call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetError {
-    /// The caller is a 32-bit process, for which v6 has no such call (S1.6).
+    /// The caller is a 32-bit process, for which version 6 of the kernel's filter patch (v6) does
+    /// not have the ioctl (S1.6).
     NoSuchCall,
     /// The kernel cannot read the caller's struct, which is at this address (S2.1).
     Unreadable(UserAddress),
     /// The filter has these flags, some bits of which are unknown (S2.2).
     UnknownFlags(u32),
-    /// Each range is valid, but the ranges and the default action do not make a valid filter
-    /// (S2.3).
+    /// Each range is valid by itself, but the ranges together with the default action do not make a
+    /// valid filter (S2.3).
     NoFilter(FilterError),
-    /// A range of the filter is invalid (S2.4). If several ranges are, the error describes the first.
+    /// A range of the filter is invalid (S2.4). If several ranges are invalid, the error describes the first
+    /// of them.
     Range {
         /// The position of the invalid range in the struct.
         slot: Slot,
@@ -64,7 +66,7 @@ pub enum SetError {
     },
 }
 
-/// The reason why a range was refused (S2.4).
+/// The reason why the kernel refuses a range of `struct kvm_msr_filter` (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
@@ -168,13 +170,14 @@ impl SetCall {
         }
     }
 
-    /// The filters that become visible to guests, one after the other. The last one stays.
+    /// The filters that this call makes visible to guests, one after the other. The last of them
+    /// stays in force.
     ///
-    /// On mainline there is one filter on success and none on failure (S2.7). On v6 there are no filters
-    /// if the call fails before it touches the old filter. Otherwise there is first the cleared filter,
-    /// then the new default without ranges, then one filter for each added range, up to the invalid
-    /// range. If the slice is not empty, every vCPU is asked to recompute its intercepts, even if the
-    /// call failed.
+    /// On mainline the slice has one filter if the call succeeds, and none if it fails (S2.7). On v6 the
+    /// slice is empty if the call fails before it touches the old filter. Otherwise v6 makes several filters
+    /// visible: the cleared filter, then the new default without ranges, then one filter for each added
+    /// range, up to the invalid range. If the call makes any filter visible, every vCPU is asked to
+    /// recompute its intercept bitmap, even if the call fails.
     #[must_use]
     pub fn published(&self) -> &[Filter] {
         &self.published
@@ -183,7 +186,7 @@ impl SetCall {
     /// The result of the set call.
     ///
     /// # Errors
-    /// The first check of S2 that failed.
+    /// The error of the first check that failed, in the order of S2 of `docs/kvm-semantics.md`.
     pub const fn result(&self) -> Result<(), SetError> {
         self.result
     }
@@ -209,7 +212,7 @@ impl Request {
     }
 }
 
-/// The filter under construction, and the filters that guests have seen so far.
+/// The filter that a set call is building, and the filters that guests have seen so far.
 struct Publisher {
     revision: Revision,
     default_action: DefaultAction,
@@ -221,7 +224,8 @@ impl Publisher {
     const fn new(revision: Revision) -> Self {
         Self {
             revision,
-            // v6 clears the filter to one that allows everything, whatever its default action was.
+            // v6 first replaces the old filter by one that allows everything, whatever the old
+            // default action was.
             default_action: DefaultAction::Allow,
             ranges: Vec::new(),
             published: Vec::new(),
@@ -256,8 +260,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the unfinished filter, with the ranges that were added so far. This is done on v6
-    /// only.
+    /// Publishes the unfinished filter, with the ranges that were added so far. Only v6 publishes
+    /// an unfinished filter.
     fn step(&mut self) -> Result<(), SetError> {
         match self.revision.publication() {
             Publication::Whole => Ok(()),
@@ -265,9 +269,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes the filter as built so far. The check that default deny has a range (S2.3) may come
-    /// after the checks of the ranges: it fails only if all ranges are empty, and an empty range passes
-    /// every check.
+    /// Makes the filter visible to guests, as it is built so far. The check that default deny has a range
+    /// (S2.3) may come after the checks of the ranges: it fails only if all ranges are empty, and an empty
+    /// range passes every check.
     fn publish(&mut self) -> Result<(), SetError> {
         let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;
@@ -277,7 +281,8 @@ impl Publisher {
 }
 
 impl RangeRequest {
-    /// Checks and reads a range that is not empty, in the revision's order of the checks of S2.4.
+    /// Checks and reads a range that is not empty, in the order in which this revision of KVM makes
+    /// the checks of S2.4.
     fn read(
         &self,
         revision: Revision,

@@ -49,8 +49,8 @@ pub(crate) struct Shared {
     vcpus: AtomicU32,
 }
 
-/// The number of times that `MSR_FILTER_CHANGED` was requested of all vCPUs. A vCPU that has seen
-/// fewer requests has the request pending (S6.4).
+/// The number of times that all vCPUs of a VM were requested to handle `MSR_FILTER_CHANGED`. For a
+/// vCPU that has seen fewer requests, a request is pending (S6.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Changes(u64);
 
@@ -76,7 +76,7 @@ impl Shared {
         self.revision
     }
 
-    /// Counts a new vCPU and returns its number.
+    /// Counts a new vCPU of the VM, and returns the new vCPU's number.
     pub(crate) fn next_vcpu(&self) -> VcpuNumber {
         VcpuNumber(self.vcpus.fetch_add(1, Ordering::Relaxed))
     }
@@ -92,8 +92,9 @@ impl Shared {
         self.published.publish(filter.lookup());
     }
 
-    /// Calls `look` with a function that decides accesses, all of them by the same filter of the VM.
-    /// Returns the result of `look`.
+    /// Calls `look` with a function that decides accesses, and returns the result of `look`. During
+    /// the call, the function decides all accesses by the same filter of the VM, even if the VM
+    /// gets another filter.
     #[inline]
     pub(crate) fn with_filter<T>(
         &self,

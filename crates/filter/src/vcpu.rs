@@ -18,11 +18,11 @@ pub(crate) mod run;
 /// The general registers that an MSR access reads or changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gprs {
-    /// RAX. Its lower 32 bits are the lower half of the value that RDMSR reads or WRMSR writes.
+    /// RAX, whose lower 32 bits are the lower half of the value that RDMSR reads or WRMSR writes.
     pub rax: u64,
-    /// RCX. Its lower 32 bits are the index of the MSR to access.
+    /// RCX, whose lower 32 bits are the index of the MSR to access.
     pub rcx: u64,
-    /// RDX. Its lower 32 bits are the upper half of the value that RDMSR reads or WRMSR writes.
+    /// RDX, whose lower 32 bits are the upper half of the value that RDMSR reads or WRMSR writes.
     pub rdx: u64,
     /// RIP: the address of the instruction to execute next.
     pub rip: u64,
@@ -76,7 +76,7 @@ pub enum Privilege {
     /// CPL 0: the guest's code may execute RDMSR and WRMSR.
     #[default]
     Kernel,
-    /// CPL 1 to 3: RDMSR and WRMSR are #GP before the filter is asked (S4).
+    /// CPL 1 to 3: RDMSR and WRMSR raise #GP before the filter is asked (S4).
     User,
 }
 
@@ -105,8 +105,8 @@ struct Pending {
     reply: Reply,
 }
 
-/// The state of a vCPU that is to continue on another host, without the values of its MSRs:
-/// [`Vcpu::host_read`] reads those.
+/// The state of a vCPU that is to continue on another host, without the values of its MSRs, which
+/// [`Vcpu::host_read`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedVcpu {
     gprs: Gprs,
@@ -201,8 +201,8 @@ impl<R: Registers> Vcpu<R> {
 
     /// Writes the reply to the pending exit into `kvm_run`, where the next `KVM_RUN` finds it.
     ///
-    /// If called more than once, the last reply counts. Without a pending exit the call has no
-    /// effect.
+    /// If this method is called more than once before the next `KVM_RUN`, the last reply counts.
+    /// Without a pending exit the call has no effect.
     pub const fn reply(&mut self, reply: Reply) {
         if let Some(pending) = &mut self.pending {
             pending.reply = reply;
@@ -219,8 +219,8 @@ impl<R: Registers> Vcpu<R> {
     /// Reads one register as `KVM_GET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The fault of the register. In KVM the ioctl then returns the number of registers it read
-    /// before this one.
+    /// The fault with which the register refuses the read. In KVM the ioctl then returns the number
+    /// of registers that it has read before this one.
     pub fn host_read(&mut self, index: MsrIndex) -> Result<u64, RegisterFault> {
         self.read(index, Origin::Host)
     }
@@ -228,16 +228,16 @@ impl<R: Registers> Vcpu<R> {
     /// Writes one register as `KVM_SET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The fault of the register. In KVM the ioctl then returns the number of registers it wrote
-    /// before this one.
+    /// The fault with which the register refuses the write. In KVM the ioctl then returns the
+    /// number of registers that it has written before this one.
     pub fn host_write(&mut self, index: MsrIndex, value: u64) -> Result<(), RegisterFault> {
         self.write(index, value, Origin::Host)
     }
 
     /// Resets the vCPU, by INIT or by the VMM: the guest starts again, with no exception queued.
     ///
-    /// The VM's filter and mask stay (S10.4). A pending exit stays too, and the next `KVM_RUN`
-    /// completes it.
+    /// The VM's filter and reason mask stay in force (S10.4). A pending exit stays pending, and the
+    /// next `KVM_RUN` completes it.
     pub const fn reset(&mut self) {
         self.gprs = Gprs::RESET;
         self.privilege = Privilege::Kernel;
@@ -259,7 +259,7 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Takes over the state of another vCPU.
+    /// Replaces the state of this vCPU by the saved state of another vCPU.
     ///
     /// # Errors
     /// [`ExitPending`] if this vCPU has a pending exit: the completion of the exit would change the
@@ -274,16 +274,16 @@ impl<R: Registers> Vcpu<R> {
         Ok(())
     }
 
-    /// Reads a register for a guest whose access left guest mode: asks the filter first, then the
-    /// register (S5.1).
+    /// Reads a register for a guest whose access left guest mode: the filter decides first, then
+    /// the register is read (S5.1).
     fn guest_read(&mut self, index: MsrIndex) -> Result<u64, ExitReason> {
         self.ask(index, Access::Read)?;
         self.read(index, Origin::Guest)
             .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
-    /// Writes a register for a guest whose access left guest mode: asks the filter first, then the
-    /// register (S5.1).
+    /// Writes a register for a guest whose access left guest mode: the filter decides first, then
+    /// the register is written (S5.1).
     fn guest_write(&mut self, index: MsrIndex, value: u64) -> Result<(), ExitReason> {
         self.ask(index, Access::Write)?;
         self.write(index, value, Origin::Guest)

@@ -19,9 +19,9 @@ mod capability;
 
 /// A VM that handles its guest's MSR accesses as a VM of KVM does.
 ///
-/// All methods take `&self`: any thread may reconfigure the VM while its vCPUs run on other
-/// threads, and no vCPU waits for it (`publish.rs` explains how). The filter lives until the VM and
-/// all its vCPUs are dropped, in whichever order (S7).
+/// All methods take `&self`: any thread may set the VM's filter or reason mask while its vCPUs run
+/// on other threads, and no vCPU waits for such a change (`publish.rs` explains how). The filter
+/// lives until the VM and all its vCPUs are dropped, in whichever order (S7).
 ///
 /// ```
 /// use msrgate_filter::*;
@@ -142,7 +142,8 @@ impl Vm {
     /// for other calls that set a filter and for vCPUs that read the old one.
     ///
     /// # Errors
-    /// The first check of S2 that fails, with its errno.
+    /// The error of the first check that fails, in the order of S2 of `docs/kvm-semantics.md`, with
+    /// its errno.
     pub fn set_msr_filter(
         &self,
         width: CallerWidth,
@@ -152,9 +153,9 @@ impl Vm {
         self.set_msr_filter_watched(width, memory, argument, |_| ())
     }
 
-    /// Handles the call as [`Self::set_msr_filter`] does, and calls `visible` with each filter that
-    /// becomes visible to guests, before the next filter becomes visible. On mainline that is one
-    /// filter, on v6 several (S7).
+    /// Handles `KVM_X86_SET_MSR_FILTER` as [`Self::set_msr_filter`] does. In addition, calls
+    /// `visible` with each filter that becomes visible to guests, before the next filter becomes
+    /// visible. On mainline that is one filter, on v6 several (S7).
     ///
     /// # Errors
     /// The errors of [`Self::set_msr_filter`].

@@ -12,7 +12,8 @@ use msrgate_filter::{
 
 const PUBLICATIONS: usize = 400;
 
-/// Creates a range of full size with one verdict for all its MSRs.
+/// Creates a range of the largest possible size from `base` on, with the same verdict for all its
+/// MSRs.
 fn full(base: u32, verdict: Verdict) -> Range {
     let allows = |_| verdict == Verdict::Allow;
     let bitmap = Bitmap::from_fn(Bitmap::MAX_COUNT, allows).expect("the largest there is");
@@ -20,8 +21,8 @@ fn full(base: u32, verdict: Verdict) -> Range {
 }
 
 /// Creates a filter in which range number `place` decides a window of MSRs, with `verdict`. The
-/// ranges before it lie elsewhere and move the window's pages to another position in the lookup
-/// table.
+/// ranges with lower numbers cover other MSRs. Those ranges only move the pages of the window's
+/// MSRs to another position in the lookup table.
 fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
     let bases = (1..).map(|number| base ^ number << 24);
     let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();
@@ -35,7 +36,7 @@ const BASE: u32 = 0x1234_5678;
 /// 3. A decision made from parts of both filters would have the verdict of one filter and the range
 /// number of the other filter, or no range.
 #[test]
-fn s7_decision_uses_one_filter_while_filters_are_replaced() {
+fn s7_decision_during_replacement_of_filters_uses_only_one_of_them() {
     let [allowing, denying] = [
         window(BASE, Verdict::Allow, 15),
         window(BASE, Verdict::Deny, 3),

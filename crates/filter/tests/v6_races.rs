@@ -2,8 +2,8 @@
 //! race cannot happen. The tests run on the crate's own VM, which under v6 publishes the same steps
 //! as the kernel code of v6.
 //!
-//! The kernel code of v6 also frees memory twice, and uses freed memory (S7h). Safe code cannot do
-//! either, so no test here shows it.
+//! The kernel code of v6 also frees memory twice, and uses freed memory (S7h). Safe Rust can do
+//! neither, so no test here shows these two faults.
 
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
@@ -50,8 +50,9 @@ fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     seen
 }
 
-/// Both the old and the new filter deny the MSR. In between v6 allows everything, twice: after the
-/// old ranges are gone, and after the new default is set but before any range is.
+/// Both the old and the new filter deny the MSR. Between the two filters v6 allows everything at
+/// two moments: after it has removed the old ranges, and after it has set the new default action
+/// but before it adds the first new range.
 #[test]
 fn s7_v6_set_allows_everything_after_clearing_and_before_adding_ranges() {
     let denies =
@@ -65,8 +66,9 @@ fn s7_v6_set_allows_everything_after_clearing_and_before_adding_ranges() {
     assert_eq!(seen, [Deny, Deny, Deny]);
 }
 
-/// Both the old and the new filter allow the second MSR. After the first range is added and before
-/// the second, v6 denies that MSR: a guest that does nothing wrong gets #GP.
+/// Both the old and the new filter allow the second MSR. After v6 has added the first range and
+/// before it adds the second, it denies that MSR: a guest that makes only allowed accesses gets
+/// #GP.
 #[test]
 fn s7_access_during_replace_of_v6_sees_half_built_filter_with_new_default() {
     let allows = |revision| {

@@ -29,7 +29,7 @@ impl GuestVm {
     /// Creates a VM with one vCPU.
     ///
     /// # Errors
-    /// Returns an error if the device cannot be opened any more, or if a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a system call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let cpuid = host
             .open()?
@@ -63,7 +63,7 @@ impl GuestVm {
     /// access the guest exits by OUT.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub fn load(&mut self, accesses: &[(MsrIndex, Access)]) -> Result<(), GuestError> {
         let op = |&(index, access)| match access {
             Access::Read => Op::Read(index),
@@ -74,7 +74,8 @@ impl GuestVm {
         self.guest.load(&self.script)
     }
 
-    /// Counts the accesses that completed without a #GP; a read counts only if it returned `value`.
+    /// Returns the number of the script's accesses that completed without a #GP; a read counts only if it
+    /// returned `value`.
     #[must_use]
     pub fn went_through(&self, value: u64) -> usize {
         let is_done = |(number, op): (usize, &Op)| match (self.guest.report(number), op) {

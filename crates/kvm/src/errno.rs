@@ -33,7 +33,7 @@ impl CallErrno {
         }
     }
 
-    /// Returns the calling thread's `errno`, which its last failed call set.
+    /// Returns the calling thread's `errno`, which the thread's last failed system call has set.
     pub(crate) fn last() -> Self {
         vmm_sys_util::errno::Error::last().into()
     }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errno_is_known_for_named_numbers_and_other_for_the_rest() {
+    fn errno_converts_to_known_if_filter_crate_names_it_and_else_to_other() {
         let known = CallErrno::from(RawErrno::new(libc::EFAULT));
         assert_eq!(known, CallErrno::Known(Errno::Efault));
         assert_eq!(known.to_string(), "EFAULT");

@@ -117,14 +117,14 @@ use vm::{KvmVm, VmPort};
 
 /// A gate: it enforces a compiled policy in one VM.
 ///
-/// Any thread may use a gate. When a gate is dropped, the kernel keeps the filter, and a vCPU that
-/// needs another filter gets [`AnswerError::Gone`]: keep the gate as long as the VM.
+/// Any thread may use a gate. After a gate is dropped, the kernel keeps the filter, and an access that needs
+/// another filter is an error, [`AnswerError::Gone`]: keep the gate as long as the VM.
 ///
-/// The calls, in order: [`Self::new`]; [`Self::install`] before any vCPU of the VM runs; [`Self::vcpu`]
-/// for each vCPU, before that vCPU runs; then [`Self::replace`] at any time. KVM accepts calls on a
-/// VM's file descriptors only from the process that made the VM, so a gate that was installed before a
-/// fork(2) belongs to the parent. In the child each call of the gate on the VM fails, and dropping the
-/// gate does nothing.
+/// A VMM makes these calls, in this order: [`Self::new`]; [`Self::install`] before any vCPU of the VM runs;
+/// [`Self::vcpu`] for each vCPU, before that vCPU runs; then [`Self::replace`] at any time. KVM accepts
+/// calls on a VM's file descriptors only from the process that made the VM, so a gate that was installed
+/// before a fork(2) belongs to the parent. In the forked child each call of the gate on the VM fails, and
+/// dropping the gate does nothing.
 #[must_use = "a gate that is not installed filters nothing"]
 pub struct Gate {
     shared: Arc<Shared>,
@@ -156,8 +156,8 @@ impl Gate {
         Self::with_options(program, host, GateOptions::default())
     }
 
-    /// Makes a gate as [`Self::new`] does, with the VM's memory, the VMM's handlers and devices, and
-    /// the contents of events.
+    /// Makes a gate as [`Self::new`] does, with options: the VM's memory, the VMM's handlers and devices,
+    /// and the data that events hold.
     ///
     /// # Errors
     /// The errors of [`Self::new`], and [`GateError::Queue`] if the event queue is to be longer than
@@ -205,23 +205,24 @@ impl Gate {
     /// [`Self::vcpu`] has chosen the variant. `vm` is the VM's file descriptor, which the gate
     /// duplicates.
     ///
-    /// KVM has no call that tells if a vCPU has run already. A filter does not undo what the guest did
-    /// before `install`.
+    /// The gate cannot check this, since KVM has no call that tells if a vCPU has run already. A filter does
+    /// not undo what the guest did before `install`.
     ///
-    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither.
-    /// A VM has only one filter and one mask, and no call reads them back. If the VMM itself answered
-    /// MSR exits before, such as those for MSRs that KVM does not know, the policy has to answer them
-    /// now: by the setting `unknown`, or by a `handler` for each MSR. If the VMM sets a filter
-    /// nevertheless, the gate reports that, by [`AnswerError::OtherFilter`], only where the VMM's
-    /// filter refuses an access that the program allows. If the VMM sets a mask, the gate cannot detect
-    /// that: if the mask has fewer reasons, accesses that the gate would answer become a #GP.
+    /// After `install` the filter and the mask of the VM belong to the gate, and the VMM must set neither. A
+    /// VM has only one filter and one mask of exit reasons, and KVM has no call that reads them back. If the
+    /// VMM itself answered MSR exits without a gate, such as those for MSRs that KVM does not know, the
+    /// policy has to answer them now: by the setting `unknown`, or by a `handler` for each MSR. If the VMM
+    /// sets a filter after `install`, the gate reports that, by [`AnswerError::OtherFilter`], only if the
+    /// VMM's filter refuses an access that the program allows. If the VMM sets a mask after `install`, the
+    /// gate cannot detect that: if the mask has fewer reasons, accesses that the gate would answer become a
+    /// #GP.
     ///
     /// # Errors
-    /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
-    ///   the gate is in no VM, and `install` may be called again.
-    /// - [`GateError::InstalledTwice`]: the gate is in a VM already.
-    /// - [`GateError::OtherGate`]: another gate of this process, or one of its [`VcpuGate`]s, is in the
-    ///   VM. Linux before 6.10 cannot detect this.
+    /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has no mask and no
+    ///   filter, the gate is not installed, and `install` may be called again.
+    /// - [`GateError::InstalledTwice`]: the gate is installed in a VM already.
+    /// - [`GateError::OtherGate`]: another gate of this process is installed in the VM, or a [`VcpuGate`] of
+    ///   that gate still exists. On Linux before 6.10 the gate cannot detect this.
     /// - [`GateError::NoSharedRegisters`]: events are to hold RIP, but this KVM cannot copy registers
     ///   into `kvm_run`.
     /// - [`GateError::Pack`]: no filter of KVM can express the gate's first filter.
@@ -250,15 +251,15 @@ impl Gate {
     /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call this function after the
     /// gate is
     /// [installed](Self::install) and before the vCPU runs. `cpuid` is the CPUID that `KVM_SET_CPUID2`
-    /// gets. The CPUID of the first vCPU chooses the variant of the program; every other vCPU must be
-    /// of the same processor. A vCPU that is added again, as in hot-plug, must have the same CPUID as
-    /// before, and its old [`VcpuGate`] must have been dropped.
+    /// gets. The CPUID of the first vCPU chooses the variant of the program; the CPUIDs of all other vCPUs
+    /// must describe the same processor. A vCPU that is added again, as in hot-plug, must have the same
+    /// CPUID as before, and its old [`VcpuGate`] must have been dropped.
     ///
     /// # Errors
-    /// After an error the call has chosen no variant, the kernel's filter is unchanged, and `vcpu` may
+    /// After an error this call has neither chosen a variant nor changed the kernel's filter, and `vcpu` may
     /// be called again.
     ///
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::VcpuTwice`]: the vCPU still has its old [`VcpuGate`].
     /// - [`GateError::NoCpuid`], [`GateError::OtherCpu`] or [`GateError::CpuidChanged`]: the CPUID
     ///   lacks leaf 0 or 1, describes another processor than that of the first vCPU, or differs from the
@@ -274,9 +275,9 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must be the
-    /// same for all processors and must forward no access to KVM's registers: such a program does not
-    /// depend on the CPUID. Add either all vCPUs of a VM by this function, or none of them.
+    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. The program must have the
+    /// same rules for all processors and must forward no access to KVM's registers: such a program does not
+    /// depend on the CPUID. A VMM adds either all vCPUs of a VM by this function, or none of them.
     ///
     /// # Errors
     /// The errors of [`Self::vcpu`], and [`GateError::NoCpuid`] if the program differs by processor, or
@@ -340,17 +341,16 @@ impl Gate {
     /// register gets the new program's value at the next [`VcpuGate::reset`].
     ///
     /// # Errors
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
     /// - [`GateError::Io`]: the process can get no more threads.
     /// - The errors that [`Self::new`] returns for the new program.
     ///
-    /// After an error the old program is in force, with its filter and its mask. If the kernel has
-    /// refused the filter, a vCPU may have answered exits by the new program in the meantime. Emulated
-    /// registers, pins and devices that exist in both programs keep the changes of that time.
-    /// Registers, pins and devices that only the old program has are as they were before the call,
-    /// except that a [`VcpuGate::reset`] or a [`VcpuGate::msr_set_by_host`] in the meantime has had its
-    /// effect on them.
+    /// After an error the old program is in force, with its filter and its mask. If the kernel has refused
+    /// the filter, a vCPU may have answered exits by the new program before the refusal. Emulated registers,
+    /// pins and devices that exist in both programs keep the changes that these exits made. Registers, pins
+    /// and devices that only the old program has are as they were before the call, except that a
+    /// [`VcpuGate::reset`] or a [`VcpuGate::msr_set_by_host`] during this call has had its effect on them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -379,20 +379,21 @@ impl Gate {
     }
 
     /// Combines the program's filter and mask with those that the VMM itself sets. This function is for
-    /// a library that gives a VMM a gate without the VMM's knowledge. From then on the gate lets an
+    /// a library that gives a VMM a gate without the VMM's knowledge. After this call the gate lets an
     /// access through only if the policy and the VMM's filter both allow it.
     ///
     /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
     /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
     /// exit; or KVM itself refuses the access, and the VMM's mask asks for that reason. If the VMM's filter
     /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. If the kernel's
-    /// filter is open for accesses, it stays open for those of them that the VMM's new filter allows.
+    /// filter is open for first accesses that were logged, it stays open for those of them that the VMM's
+    /// new filter allows.
     ///
     /// # Errors
     /// After an error the VMM's previous filter and mask stay in force.
     ///
-    /// - [`GateError::Pack`]: both filters together take more ranges than KVM has.
-    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::Pack`]: both filters together take more ranges than a filter of KVM may have.
+    /// - [`GateError::NotInstalled`]: the gate is not installed in a VM.
     /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
     pub fn set_beside(&self, new: Beside) -> Result<(), GateError> {
         let mut control = self.shared.lock();
@@ -423,31 +424,33 @@ impl Gate {
         Arc::clone(self.shared.current.get().thing.program())
     }
 
-    /// Returns the reader of the VM's events. A VMM may ask for the reader at any time. Until then the
-    /// queue of each vCPU keeps the events for which it has room, and counts the lost ones.
+    /// Returns the reader of the VM's events. A VMM may ask for the reader at any time. As long as there is
+    /// no reader, the queue of each vCPU keeps the events for which it has room, and counts the events that
+    /// are lost.
     ///
     /// # Errors
     /// [`GateError::EventsTaken`] if a reader exists already: two readers would each get only a part of
-    /// the events. Once the reader is dropped, this function may be called again.
+    /// the events. After the reader is dropped, this function returns a new one.
     pub fn events(&self) -> Result<Events, GateError> {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// Returns the first accesses under the program in force, sorted by MSR. With `log = "first"` the
-    /// list has all accesses that came to the gate, except those that ended the VM. With `mode =
-    /// "audit"` the list has the accesses that the program would refuse. With other levels of `log` the
-    /// list is empty.
+    /// Returns the first accesses under the program in force: each MSR and direction that the guest has
+    /// accessed, once, sorted by MSR. With `log = "first"` the list has all accesses that came to the gate,
+    /// except those that ended the VM. With `mode = "audit"` the list has the accesses that the program
+    /// would refuse. With other levels of `log` the list is empty.
     ///
-    /// A policy can be learned from this list once the guest has done its work. A first access becomes
-    /// an event only once, so a lost event is not repeated. If the access is allowed, later accesses of
-    /// the same kind bypass the gate. The first access stays in this list even if its event was lost.
+    /// A policy can be written from this list after the guest has done its usual work. A first access
+    /// becomes an event only once, so a lost event is not repeated. If the access is allowed, the guest's
+    /// later accesses to the same MSR in the same direction bypass the gate. The first access stays in this
+    /// list even if its event was lost.
     ///
     /// The list has 8,192 slots, and each kind of access can be in any of 64 of them. An access for
     /// which none of these slots is free is missing from the list, and becomes an event each time.
     /// Slots run out after some five thousand accesses spread over the MSR space, or earlier if the
     /// guest chooses MSRs that share slots. The list is emptied when [`Self::replace`] or the choice of
-    /// a variant puts another program in force. This call waits for a call of `replace` that is under
-    /// way.
+    /// a variant puts another program in force. If another thread is in a call of `replace`, this call waits
+    /// until that call returns.
     #[must_use]
     pub fn first_accesses(&self) -> Vec<FirstAccess> {
         let _control = self.shared.lock();
@@ -483,12 +486,12 @@ impl Gate {
         })
     }
 
-    /// Returns a shorter [`Self::migration_list`], for a VMM that sets up the registers of the new VM
-    /// as it did those of the old one, before [`VcpuGate::restore`].
+    /// Returns a shorter [`Self::migration_list`], for a VMM that gives the registers of the new VM the same
+    /// values as it gave those of the old VM, before [`VcpuGate::restore`].
     ///
     /// This list also leaves out each register that still holds the VMM's value, whatever the guest did: the
     /// guest cannot write the register under this program, and neither an instruction nor time changes the
-    /// register. The gate knows this of only some registers (S10.5).
+    /// register. Of only some registers the gate knows that nothing but a write changes them (S10.5).
     ///
     /// The list is no shorter than [`Self::migration_list`] in three cases: if the guest may run nested
     /// guests; under a program with a `handler` or a `device`, which may set any register; and if
@@ -522,8 +525,8 @@ impl Gate {
     }
 
     /// Starts the publisher, which is the thread that opens the filter for first accesses, if the
-    /// program needs this thread and the thread is not running. If the VMM's own threads publish, the gate has
-    /// no publisher.
+    /// program needs this thread and the thread is not running. If a thread of the VMM's opens the filter,
+    /// the gate has no publisher.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
         if self.shared.options.publish_by.is_some() || !responder.is_traced() {
             return Ok(());
@@ -572,7 +575,7 @@ fn depends_on_cpuid(program: &Program) -> bool {
         || variants.any(|variant| variant.rules().all().any(|(_, rule)| carries(rule)))
 }
 
-/// Checks a program against the host and the options, before there is a VM.
+/// Checks that the host and the options have everything that a program needs, before the gate has a VM.
 fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
     if let Some(name) = options.missing_handler(program) {
         return Err(GateError::NoHandler { name });

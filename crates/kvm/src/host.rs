@@ -120,7 +120,7 @@ pub enum HostError {
         /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,
     },
-    /// A call that lists the CPUID leaves or the MSRs that KVM supports for guests failed.
+    /// KVM did not list the CPUID leaves or the MSRs that it supports for guests: the call failed.
     Lists {
         /// The error number of the call that failed.
         errno: CallErrno,

@@ -13,8 +13,8 @@ use crate::sys::calls;
 use crate::sys::raw::{RawFilter, set_filter, set_filter_raw};
 
 /// A VM in which [`install`] has installed a filter. No ioctl reads the filter or the mask of exit
-/// reasons back, so this value remembers the mask. The value keeps a duplicate of the VM's file
-/// descriptor, so its calls always reach the same VM.
+/// reasons back, so this value remembers the mask. This value keeps a duplicate of the VM's file descriptor,
+/// so the calls on this value always reach the same VM.
 #[derive(Debug)]
 #[must_use = "the filter stays in the VM, but only this value knows the mask of exit reasons"]
 pub struct Installed {
@@ -73,15 +73,15 @@ impl Error for InstallError {}
 /// filter does not undo what the guest did before.
 ///
 /// A filter and a mask that the VM has already are replaced. If you have the VM's [`Installed`], call
-/// [`Installed::replace`] instead: its order of calls keeps denied accesses from becoming unexpected #GPs.
+/// [`Installed::replace`] instead, which never makes a denied access an unexpected #GP in the meantime.
 ///
 /// # Errors
 /// - [`InstallError::Revision`]: the filter was made for another version of KVM than mainline Linux.
 ///   The VM's filter and mask are unchanged.
 /// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. The VM's filter and
 ///   mask are unchanged.
-/// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A
-///   VM that was new has no filter then.
+/// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A VM
+///   that had no filter still has none.
 pub fn install(
     vm: &impl AsRawFd,
     filter: &Filter,
@@ -96,8 +96,8 @@ pub fn install(
 }
 
 impl Installed {
-    /// Replaces the filter and the mask of exit reasons; vCPUs may run meanwhile. During the call the guest
-    /// can meet either filter, and the VM exits for the reasons of both masks.
+    /// Replaces the filter and the mask of exit reasons; vCPUs may run meanwhile. During the call either
+    /// filter may decide an access of the guest, and the VM exits for the reasons of both masks.
     ///
     /// If the kernel refuses to reduce the mask at the end, the call still succeeds: the VM keeps exiting
     /// for the reasons of both masks, and [`Self::reasons`] returns them.
@@ -128,7 +128,7 @@ impl Installed {
 }
 
 impl Mask {
-    /// Returns the value that stands for the mask of a VM in which other code may have set one. This
+    /// Returns the value that stands for the mask of a VM in which other code may have set a mask. This
     /// value equals no mask, so the installation of the first filter always sets the mask.
     pub(crate) const fn unknown() -> Self {
         Self(None)

@@ -14,7 +14,7 @@
 //!
 //! # Terminology
 //!
-//! - *program*: a compiled policy, as a value ([`Program`]) or a file. It has one or more variants.
+//! - *program*: a compiled policy, as a value ([`Program`]) or a file. A program has one or more variants.
 //! - *variant*: the rules and the kernel filter for one set of CPUs. The gate chooses the variant by the
 //!   CPUID of the VM's first vCPU.
 //! - *rule*: what a variant does with an access to an MSR in one direction: its [`Action`], and how the
@@ -32,8 +32,8 @@
 //! - *forward*: to carry an access to the register that KVM keeps, by `KVM_GET_MSRS` or `KVM_SET_MSRS`.
 //! - *rewind*: to complete an exit so that the guest executes its RDMSR or WRMSR again (S5.8).
 //! - *first access*: the first access of a VM's guest to an MSR in one direction that the policy asks to
-//!   log or audit ([`FirstAccess`](gate::FirstAccess)). The gate logs it once, then opens the kernel
-//!   filter for such accesses.
+//!   log or audit ([`FirstAccess`](gate::FirstAccess)). The gate logs this access once, then opens the
+//!   kernel filter for such accesses.
 //! - *pin*: an action that keeps the value of the first write until the vCPU is reset. In enforce mode a
 //!   later write of another value is a #GP.
 //! - *handler request*: an access that the VMM's own code has to answer
@@ -41,10 +41,10 @@
 //!
 //! # Features
 //!
-//! The feature `kvm-ioctls` is on by default. It adds calls that take types of `kvm-ioctls` 0.25, and the
-//! module [`measure`], whose [`Backend`](measure::Backend) runs scripts of MSR accesses under any filter,
-//! even a malformed one, and returns what the guest and user space observed. Without the feature, every
-//! call takes file descriptors and shared pages, so it works with any KVM binding.
+//! The feature `kvm-ioctls` is on by default. This feature adds functions that take types of `kvm-ioctls`
+//! 0.25, and the module [`measure`], whose [`Backend`](measure::Backend) runs scripts of MSR accesses under
+//! any filter, even a malformed one, and returns what the guest and user space observed. Without this
+//! feature, every function takes file descriptors and shared pages, so the crate works with any KVM binding.
 //!
 //! This crate reads no policy text and knows no register names.
 

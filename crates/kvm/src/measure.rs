@@ -1,12 +1,12 @@
-//! Measurements of what a guest gets under a filter, compared with what was promised.
+//! Measurements of what a guest gets under a filter, compared with the verdicts that the filter should give.
 //!
 //! [`measure`](measure()) makes three passes over the same accesses, in one VM:
 //!
-//! 1. *baseline*: no filter. It finds the value that each MSR reads as, and the accesses that KVM itself
-//!    refuses.
+//! 1. *baseline*: no filter. This pass finds the value that each MSR reads as, and the accesses that KVM
+//!    itself refuses.
 //! 2. [`Pass::Exits`]: the filter, and exits for every reason. A denied access exits with reason FILTER;
 //!    an allowed access never does.
-//! 3. [`Pass::Faults`]: the filter, and no exits. A denied access is a #GP at its instruction.
+//! 3. [`Pass::Faults`]: the filter, and no exits. A denied access raises #GP at the RDMSR or WRMSR.
 
 mod backend;
 mod changeable;
@@ -52,11 +52,11 @@ pub struct Case {
     pub effect: WriteEffect,
 }
 
-/// The effect that a write has, apart from storing its value. A read has no effect that matters here.
+/// The effect that a write has, apart from storing its value. For a read this value has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
-    /// The write only stores its value. So a test may write back the value that it has read: nothing
-    /// changes.
+    /// The write only stores its value. So the measurement may write back the value that it has read: the
+    /// write changes nothing.
     StoresOnly,
     /// The write has an effect at once. So the measurement makes no such write where the filter allows it.
     ActsAtOnce,
@@ -177,8 +177,8 @@ impl From<GuestError> for MeasureError {
 /// [`Pass::Faults`], each in the order of `cases`.
 ///
 /// # Errors
-/// Returns an error if the guest could not be run, or if the filter or the mask could not be set. No
-/// results are returned then.
+/// Returns an error if the guest could not be run, or if the filter or the mask could not be set. After an
+/// error no results are returned.
 pub fn measure(
     backend: &mut dyn Backend,
     filter: &Filter,

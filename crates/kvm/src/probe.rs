@@ -103,8 +103,8 @@ impl HostCaps {
     }
 
     /// Probes the KVM behind `/dev/kvm` without creating a VM, because creating and destroying a VM
-    /// takes milliseconds. The result has all exit reasons that came with the capability. If this KVM
-    /// accepts fewer, the installation of a policy in a VM fails. The result says that the kernel
+    /// takes milliseconds. The result assumes all exit reasons that came with the capability; if this KVM
+    /// accepts fewer, the installation of a policy in a VM fails. The result also assumes that the kernel
     /// ignores undefined flag bits.
     ///
     /// # Errors
@@ -126,8 +126,8 @@ impl HostCaps {
         })
     }
 
-    /// Probes the KVM that the VMM has open as `kvm`, as [`Self::probe`] does. This works under Landlock
-    /// or in a jail without the device file, where [`Self::probe`] fails.
+    /// Probes the KVM whose device file the VMM has open as `kvm`, as [`Self::probe`] does. This works under
+    /// Landlock or in a jail without the device file, where [`Self::probe`] fails.
     ///
     /// # Errors
     /// Returns the errors of [`Self::probe`], except those of opening the device file.
@@ -202,7 +202,7 @@ impl HostCaps {
         }
     }
 
-    /// Describes a host that supports everything, for tests on the model. The function asks no KVM.
+    /// Describes a host that supports everything, for tests on the model. The function makes no call to KVM.
     #[cfg(any(test, feature = "bench"))]
     pub(crate) fn on_paper() -> Self {
         Self {
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn probe_without_vm_returns_reasons_and_parameter_of_probe() {
+    fn probe_without_vm_returns_same_exit_reasons_and_ignore_msrs_as_probe() {
         let Some(host) = HostCaps::for_test() else {
             return;
         };

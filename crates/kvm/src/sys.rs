@@ -1,5 +1,5 @@
-//! The system calls of this crate: KVM's `ioctl`s, memory and signals. They can pass any filter to KVM, also
-//! one with mistakes.
+//! The system calls of this crate: KVM's `ioctl`s, memory and signals. The calls can pass any filter to KVM,
+//! also one with mistakes.
 
 pub(crate) mod calls;
 pub(crate) mod ioctl;

@@ -1,5 +1,5 @@
-//! Tests of what holds on every backend, through the public interface: each test runs on the model and on a
-//! real KVM. `msrgate doctor` tests the numbered statements on a host.
+//! Tests of the behaviour that every backend must have, through the public interface: each test runs on the
+//! model and on a real KVM. `msrgate doctor` tests the numbered statements on a host.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, Register,
@@ -137,7 +137,7 @@ fn s5_2_denied_access_without_reason_mask_is_fault_and_never_exits() {
 }
 
 #[test]
-fn s2_refused_set_call_returns_kernel_errno() {
+fn s2_malformed_filter_or_mask_is_refused_with_errno_of_kernel() {
     on_each(|backend| {
         let mut filter = star_only();
         filter.ranges[0].bitmap = RawBitmap::Bytes(vec![1; 7]);
@@ -172,7 +172,7 @@ fn backend_runs_several_filters_and_scripts_in_one_vm() {
 }
 
 #[test]
-fn s2_7_refused_set_call_keeps_filter_and_mask() {
+fn s2_7_refused_filter_or_mask_leaves_old_filter_and_mask_in_force() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(4)).unwrap();
         backend.set_filter(&star_only()).unwrap();

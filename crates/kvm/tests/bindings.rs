@@ -1,7 +1,7 @@
 //! Unsafe: gives a gate the shared page of a vCPU by a pointer.
 //!
 //! VMMs with other versions of `kvm-ioctls` than this crate's, and VMMs that reach their vCPU by `&self`,
-//! can use a gate: it needs only a file descriptor, a pointer to the shared page, and plain values.
+//! can use a gate: the gate needs only a file descriptor, a pointer to the shared page, and plain values.
 #![expect(unsafe_code, reason = "RawVcpu::new")]
 #![expect(
     clippy::unwrap_used,

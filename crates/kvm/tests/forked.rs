@@ -1,7 +1,7 @@
 //! Unsafe: fork(2) and related calls.
 //!
-//! A VMM forks while its gate is in force. The child drops the gate and the thread of its events, although
-//! only the parent has the threads behind them.
+//! A VMM forks while its gate is in force. The child drops the gate and the `EventThread`, although their
+//! threads run only in the parent.
 #![expect(
     unsafe_code,
     reason = "fork, alarm, waitpid and _exit have no safe form"

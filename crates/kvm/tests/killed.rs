@@ -1,7 +1,7 @@
 //! Writers of JSON lines that SIGKILL ends in the middle of a write.
 //!
-//! This program runs itself again as the writer. Most of its lines are longer than a page, so the kernel
-//! writes some of them only in part.
+//! This test program runs itself again as the writer. Most lines that it writes are longer than a page, so
+//! the kernel writes some of them only in part.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,7 +19,7 @@ use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Digest, Origin};
 use serde_json::Value;
 
-/// The environment variable that makes a process a writer. Its value is the writer's number.
+/// The environment variable that makes a process a writer. The variable's value is the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
 /// Two environment variables for the writer: the path of its file, and the number of lines after which
 /// it ends.
@@ -127,8 +127,8 @@ fn line(bytes: &[u8]) -> Line {
 }
 
 #[test]
-fn killed_writer_cuts_only_its_last_line() {
-    const NAME: &str = "killed_writer_cuts_only_its_last_line";
+fn killed_writer_of_log_file_cuts_only_its_last_line() {
+    const NAME: &str = "killed_writer_of_log_file_cuts_only_its_last_line";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let mut cuts = 0;
@@ -169,8 +169,8 @@ fn follow_on(lines: &[Line]) {
 /// If two processes append to one file, the file has every line of each, once and in order. A process that
 /// opens the file while the other writes may add one empty line.
 #[test]
-fn two_writers_to_one_file_keep_all_lines_whole() {
-    const NAME: &str = "two_writers_to_one_file_keep_all_lines_whole";
+fn two_writers_to_one_log_file_keep_all_lines_whole() {
+    const NAME: &str = "two_writers_to_one_log_file_keep_all_lines_whole";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("whole");

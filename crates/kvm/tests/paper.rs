@@ -21,8 +21,8 @@ fn gate() -> Gate {
     bench::gate(compiled.into_program(), GateOptions::new()).unwrap()
 }
 
-/// Returns true if the gate's answer in this case needs no system call. The answer to a first access needs
-/// one: it waits for the filter to be opened.
+/// Returns true if the gate's answer in this case needs no system call. Only the answer to a first access
+/// needs a system call, because that answer waits for the filter to be opened.
 fn is_alone(case: &Case) -> bool {
     case.name != "first-touch"
 }
@@ -77,8 +77,8 @@ fn gate_answer_allocates_no_memory() {
     }
 }
 
-/// Makes the kernel kill this process at any system call except exit(2). Seccomp's strict mode would not
-/// do, because it also disables RDTSC, which reads the clock without a system call.
+/// Makes the kernel kill this process at any system call except exit(2). Seccomp's strict mode cannot be
+/// used, because it also disables RDTSC, which reads the clock without a system call.
 fn forbid_calls() {
     let say = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).unwrap_or(0),

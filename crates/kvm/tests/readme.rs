@@ -34,7 +34,7 @@ struct Page([u8; 4096]);
 /// The page's address in the guest.
 const ADDRESS: u16 = 0x1000;
 
-/// 16-bit code: reads 0x10000 into EBX, 0x10001 into EAX.
+/// 16-bit code that reads MSR 0x10000 into EBX and MSR 0x10001 into EAX.
 const READS: &[u8] = &[
     0x66, 0xb9, 0x00, 0x00, 0x01, 0x00, // mov ecx, 0x10000
     0x0f, 0x32, // rdmsr
@@ -44,7 +44,7 @@ const READS: &[u8] = &[
     0xf4, // hlt
 ];
 
-/// 16-bit code that writes 0x10001; the policy kills that access.
+/// 16-bit code that writes MSR 0x10001; the policy kills that access.
 const WRITES: &[u8] = &[
     0x66, 0xb9, 0x01, 0x00, 0x01, 0x00, // mov ecx, 0x10001
     0x0f, 0x30, // wrmsr
@@ -160,7 +160,7 @@ fn readme_contains_the_tested_example() {
 }
 
 #[test]
-fn readme_vmm_answers_exits_and_ends_on_kill() {
+fn example_vmm_of_readme_answers_exits_and_ends_at_access_that_policy_kills() {
     if msrgate_testing::host::host().is_none() {
         return;
     }

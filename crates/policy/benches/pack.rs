@@ -112,7 +112,7 @@ fn by_name(random: &mut Random) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
-/// Returns one entry for each of these MSRs, with the value `says`.
+/// Returns the lines of entries, one for each of these MSRs; `says` is the text after each `=`.
 fn entries(says: &str, msrs: Range<u32>) -> String {
     let lines = msrs.map(|msr| format!("{msr:#x} = {says}\n"));
     lines.collect()
@@ -210,7 +210,8 @@ fn time<R>(figures: &mut Figures, name: &str, routine: impl FnMut() -> R) -> Out
     Ok(figures.time(once, TimeUnit::Milliseconds, routine)?)
 }
 
-/// Returns the peak memory, in MiB, of a process that reads and compiles this text.
+/// Returns the peak memory, in MiB, of a child process that reads and compiles the text named
+/// `which`.
 fn peak(which: &str) -> Outcome<f64> {
     let output = Command::new(std::env::current_exe()?)
         .env(CHILD, which)
@@ -219,7 +220,7 @@ fn peak(which: &str) -> Outcome<f64> {
     Ok(kibibytes / 1024.0)
 }
 
-/// Reads and compiles the text, and prints the process's peak memory in KiB.
+/// Reads and compiles the text named `which`, and prints the peak memory of this process in KiB.
 fn child(which: &str) -> Outcome<()> {
     ranges(policy(&text(which, &mut seeded()))?)?;
     let status = std::fs::read_to_string("/proc/self/status")?;

@@ -1,4 +1,5 @@
-//! Compiles a policy into a program whose filters are shown to be equal to the policy.
+//! Compiles a policy into a program, and checks that the program's filters decide as the policy
+//! does.
 
 use std::fmt;
 

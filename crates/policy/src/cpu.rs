@@ -69,7 +69,8 @@ impl NamedCpu {
     }
 
     /// Returns the processor that the user named. If the user left out the stepping, the processor
-    /// stands for all steppings, so each of `programs` must have the same variant for all of them.
+    /// stands for all steppings, so each of `programs` must have the same variant for all
+    /// steppings.
     ///
     /// # Errors
     /// Returns [`CpuError`] if the stepping was left out, and a program has different variants for
@@ -157,8 +158,8 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
 
 /// Checks a vendor's name.
 ///
-/// A `[[when]]` for a vendor that does not exist never holds. Under `default = "allow"`, the
-/// accesses that its entries refuse would then be allowed.
+/// A `[[when]]` section for a vendor that does not exist holds on no processor. Under `default =
+/// "allow"`, the accesses that the section's entries refuse would then be allowed.
 ///
 /// # Errors
 /// Returns a mistake if the name does not have the length of a name in CPUID, or is a misspelt name

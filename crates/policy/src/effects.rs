@@ -1,9 +1,10 @@
-//! Registers whose writes have side effects, so that writing a value back is not harmless.
+//! Registers whose writes have side effects, so that a write of the register's own value is not
+//! harmless.
 
 use msrgate_filter::MsrIndex;
 
-/// The table of side effects. A row has the first index, the last index, and the side effect of a
-/// write.
+/// The table of side effects of writes. A row has the first and the last index of some MSRs, and
+/// the side effect of a write to one of them.
 const EFFECTS: [(u32, u32, &str); 12] = [
     (0x10, 0x10, "sets the time-stamp counter"),
     (
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn write_effect_covers_both_ends_of_its_row_and_nothing_beyond() {
+    fn write_effect_is_found_for_first_and_last_msr_of_row_and_not_beyond_them() {
         for (index, acts) in [
             (0x48, false),
             (0x49, true),

@@ -234,7 +234,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
 }
 
 /// Returns true if at least one access that the entry restricts gets an action no looser than the
-/// entry's.
+/// entry's own action.
 fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     let entry = compiled.policy().entry(id);
     Access::ALL.into_iter().any(|access| {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_of_refusal_with_gap_is_partial() {
+    fn enforcement_of_refusal_that_some_accesses_bypass_through_kernel_gap_is_partial() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\nIA32_EFER = 'rw'\nIA32_TSC_DEADLINE = 'r'\n'0x6d0..=0x6ef' = { read = 'allow', write = 'ignore' }"
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_of_allowed_access_ignores_gaps() {
+    fn enforcement_of_allowed_access_is_full_although_kernel_has_gap() {
         assert_eq!(
             found("policy = 1\ndefault = 'allow'\n[msrs]\nIA32_TSC_DEADLINE = 'rw'"),
             ["IA32_TSC_DEADLINE enforced by filter"]

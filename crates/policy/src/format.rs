@@ -39,8 +39,9 @@ const OTHERS: [&str; 13] = [
 /// - Settings come first, in the order of the reference, then `[msrs]`, `[device.microcode]`, and
 ///   the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
 /// - An entry is a line. The entry becomes a table, `[msrs.NAME]`, if the line would pass 120
-///   columns, or if its `why` has several lines. Tables stand after the lines. Entries below the
-///   same comment become tables together. An entry that was a table stays one.
+///   columns, or if its `why` has several lines. Tables stand after the entries that are lines. If
+///   one entry below a comment becomes a table, all entries below that comment do. An entry that was
+///   a table in the text stays a table.
 /// - Values of a paragraph are aligned in a column, and so are the comments beside them. A table
 ///   that has the same meaning as a word, such as `"rw"`, becomes the word. Keys have quotes only
 ///   where TOML requires them, hexadecimal digits are small letters, and names are spelled as in
@@ -150,7 +151,7 @@ fn when(text: &mut String, mut when: Node) {
     }
 }
 
-/// Writes the entries of one table.
+/// Writes the entries of one table: of `[msrs]` or of a `[when.msrs]`.
 fn entries(text: &mut String, path: &str, msrs: Node) {
     let Node {
         comments,
@@ -219,7 +220,7 @@ fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
     (fields, comments)
 }
 
-/// Sorts the parts of all tables within a value.
+/// Sorts the keys of all tables within a value into their canonical order.
 fn sort(value: &mut Value) {
     if let Value::Table(fields) = value {
         fields.sort_by_key(|(key, _)| place(&OTHERS, key));
@@ -234,7 +235,7 @@ fn place(order: &[&str], key: &str) -> usize {
     place.unwrap_or(order.len())
 }
 
-/// Joins the fields of a table into one paragraph.
+/// Removes the blank lines between the fields of a table, so that the fields are one paragraph.
 fn without_paragraphs(fields: &mut [Field]) {
     for field in fields {
         field.comments.lead.retain(|line| !line.is_empty());

@@ -18,25 +18,25 @@ pub enum Grant {
     Add(String),
     /// A new entry for the `[[when]]` that contains the line.
     AddToWhen {
-        /// The new entry.
+        /// The text of the new entry.
         entry: String,
-        /// A line of the `[[when]]`.
+        /// A line of the `[[when]]` section that gets the new entry.
         at: GrantLine,
     },
     /// A new text for the entry that begins in the line, or for a field of that entry.
     Change {
-        /// The new text.
+        /// The new text, such as `read = "allow"`.
         text: String,
         /// The first line of the entry.
         at: GrantLine,
     },
-    /// Nothing in one direction alone: the entry that refuses the access answers both directions together, as a
-    /// `register` does, and the access may be refused for its value.
+    /// No change of one direction alone is possible: the entry that refuses the access answers reads and writes
+    /// together, as a `register` does, and may refuse a write for its value.
     Together {
         /// The first line of the entry.
         at: GrantLine,
     },
-    /// Nothing: the entry that refuses the access is `final`.
+    /// No change is possible: the entry that refuses the access is `final`.
     Final {
         /// The first line of the entry.
         at: GrantLine,
@@ -184,7 +184,7 @@ fn beyond_entry(compiled: &Compiled, entry: &Entry, index: MsrIndex, accesses: A
     }
 }
 
-/// Returns the change of an entry for one MSR.
+/// Returns the change by which an entry for one MSR allows these accesses.
 fn changed(policy: &Policy, entry: &Entry, accesses: Accesses) -> Grant {
     let at = GrantLine::of(policy, entry);
     let is_together = |action: &Action| matches!(action, Action::Register(_) | Action::Device(_));

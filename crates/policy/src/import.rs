@@ -122,7 +122,8 @@ pub struct Imported {
     pub settings: Settings,
     /// The entries, sorted by index; no two overlap.
     pub entries: Vec<Draft>,
-    /// The parts that a policy cannot express, and remarks on others, in the order of the file.
+    /// Remarks on parts of the file that a policy cannot express, or whose meaning is unsure, in
+    /// the order of the file.
     pub losses: Vec<Loss>,
     /// The sign that a part of the file is missing, if there is one. [`losses`](Self::losses)
     /// mentions the missing part, too.
@@ -143,16 +144,16 @@ pub enum ImportError {
     /// The file is not JSON, or has the wrong shape. The text names the place, and quotes no
     /// value.
     Json(String),
-    /// A value is not valid.
+    /// A value in the file is not valid.
     Value {
         /// The place of the value, such as `ranges[2].base`.
         place: String,
-        /// The reason.
+        /// The reason for which the value is not valid.
         why: String,
     },
-    /// The bytes are not a program, or not a filter; the text has the reason.
+    /// The bytes are not a program file, or not the filter of an ioctl; the field has the reason.
     Bytes(String),
-    /// The ranges cannot form a filter.
+    /// The ranges in the file cannot form a filter; the field has the reason.
     Filter(FilterError),
     /// The policy would need more entries than a policy may have; the field is the number needed.
     TooManyEntries(usize),
@@ -195,7 +196,8 @@ impl fmt::Display for ImportError {
 
 impl std::error::Error for ImportError {}
 
-/// Imports a file as `format`, or, with `None`, as the format that it looks like.
+/// Imports a file whose format is `format`. If `format` is `None`, finds the format from the file's
+/// content.
 ///
 /// # Errors
 /// Returns [`ImportError`] if the format is unknown, or if the file is not a whole file of the

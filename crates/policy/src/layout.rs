@@ -11,7 +11,7 @@ pub(crate) use string::string;
 const WIDTH: usize = 120;
 
 /// The maximum width to which the keys of a paragraph are padded, so that the values align. A wider
-/// key sticks out.
+/// key is not padded, so that its value stands further to the right.
 const WIDEST_KEY: usize = 28;
 
 /// The maximum width of a line that counts when the comments of a paragraph are aligned. A longer
@@ -217,8 +217,8 @@ pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
     }
 }
 
-/// Writes a line and the comment beside it. If the line would exceed the limit, the comment stands
-/// above.
+/// Writes a line and the comment beside it. If the two together would exceed the maximum length of
+/// a line, the comment stands above.
 fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Option<&str>) {
     let comment = comment.unwrap_or_default();
     let last = line.rsplit('\n').next().map_or(0, str::len);
@@ -316,8 +316,8 @@ impl Line {
     }
 }
 
-/// Returns the width to which keys are padded. Wider keys, which would make a line too long, stick
-/// out.
+/// Returns the width to which keys are padded. Wider keys, for which a line would be too long, are
+/// not padded.
 fn column_of_values(lines: &[Line]) -> usize {
     let mut widths: Vec<_> = lines.iter().map(Line::key_width).collect();
     widths.retain(|&width| width <= WIDEST_KEY);

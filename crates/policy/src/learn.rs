@@ -36,20 +36,20 @@ pub use recording::Recording;
 pub const EMPTY: &str = "policy = 1\ndefault = \"deny\"\n";
 
 /// The beginning of the `why` of each entry that is learnt. An entry whose `why` begins otherwise, or goes on with
-/// words that learning does not write, is its author's, and is not changed.
+/// words that learning does not write, belongs to the policy's author, and learning does not change it.
 pub const MARK: &str = "learnt: ";
 
 /// A kind of access that a guest made: one MSR in one direction, with one fate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sighting {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: a read or a write.
     pub access: Access,
-    /// The fate of the access.
+    /// The fate of the access: KVM carried it out, for example, or refused it.
     pub fate: Fate,
-    /// The first access of this kind.
+    /// The first access of this MSR in this direction with this fate.
     pub first: First,
 }
 
@@ -57,13 +57,13 @@ pub struct Sighting {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct First {
-    /// The number of the VM, if there were several.
+    /// The number of the VM that made the access, if the run had several VMs.
     pub vm: Option<u32>,
-    /// The number of the vCPU.
+    /// The number of the vCPU that made the access.
     pub vcpu: Option<u32>,
-    /// The time since the VM was made.
+    /// The time from the creation of the VM to the access.
     pub after: Option<Duration>,
-    /// The value of a write.
+    /// The value that the guest wrote, if the access is a write.
     pub value: Option<u64>,
     /// The place in a recording, such as `guest.trace:12`.
     pub at: Option<String>,
@@ -73,26 +73,27 @@ pub struct First {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Notes {
-    /// Accesses that are known to be missing. These comments come first.
+    /// Comments about accesses that are known to be missing. They stand above the other comments.
     pub missing: Vec<String>,
-    /// Accesses that such a source never shows.
+    /// Comments about accesses that a run or a recording of this kind never shows.
     pub unseen: Vec<String>,
 }
 
-/// The fate of an access under KVM, while no policy refused it.
+/// The fate of an access of a guest, as far as a run or a recording shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Fate {
     /// KVM carried the access out, or nothing shows that KVM did not.
     Done,
-    /// A policy refused the access, so that nothing shows what KVM makes of it.
+    /// A policy refused the access, so that nothing shows how KVM would treat it.
     Untried,
     /// KVM knows the MSR, and refused this access with a #GP: the value was not valid, or the processor
     /// lacks the feature.
     Refused,
     /// KVM does not know the MSR, and a policy answered the access in its place, so that the guest went on.
     Answered,
-    /// The guest got a #GP, from KVM or from a filter, at each access of the recording.
+    /// The guest got a #GP, from KVM or from a filter, each time it made this access in the
+    /// recording.
     Faulted,
     /// KVM does not know the MSR, and refused the access with a #GP.
     Unknown,
@@ -104,12 +105,12 @@ pub enum Fate {
 pub struct Learnt {
     /// The policy's new text, in canonical form.
     pub text: String,
-    /// The accesses that the policy allows now and did not allow before, by index.
+    /// The accesses that the policy allows now and did not allow before, sorted by index.
     pub added: Vec<(MsrIndex, Access)>,
-    /// The accesses that have an entry with `deny` now, because the guest got a #GP without the policy, too, by
+    /// The accesses that have an entry with `deny` now, because the guest gets a #GP without the policy, too; sorted by
     /// index.
     pub unknown: Vec<(MsrIndex, Access)>,
-    /// The accesses that the guest made and that the policy goes on to refuse, by index.
+    /// The accesses that the guest made and that the policy goes on to refuse, sorted by index.
     pub kept: Vec<Kept>,
     /// The number of runs from which the policy was learnt, this run included.
     pub runs: u32,
@@ -122,11 +123,11 @@ pub struct Learnt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Kept {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: a read or a write.
     pub access: Access,
-    /// The reason.
+    /// The reason for which learning does not allow the access.
     pub by: KeptBy,
 }
 
@@ -136,31 +137,32 @@ pub struct Kept {
 pub enum KeptBy {
     /// An entry of the policy's author refuses the access.
     Entry {
-        /// The name of the text with the entry.
+        /// The name of the text that contains the entry.
         file: String,
-        /// The place of the entry's key.
+        /// The place of the entry's key in that text.
         place: Place,
-        /// The key.
+        /// The key of the entry, as the policy writes it.
         key: String,
     },
-    /// An entry of the policy's author decides about the access, and only a person can change it: it stands in a
-    /// `[[when]]`, or its answer depends on the value.
+    /// An entry of the policy's author decides about the access, and only a person can change that entry: it
+    /// stands in a `[[when]]` section, or its answer depends on the written value.
     ByHand {
-        /// The name of the text with the entry.
+        /// The name of the text that contains the entry.
         file: String,
-        /// The place of the entry's key.
+        /// The place of the entry's key in that text.
         place: Place,
-        /// The key.
+        /// The key of the entry, as the policy writes it.
         key: String,
     },
     /// No entry can decide about MSR 0xffffffff: the policy's `default` does (S3.5).
     LastMsr,
-    /// All keys by which an entry of its own could name the MSR stand in the text.
+    /// The policy already uses all keys by which a new entry could name the MSR.
     KeysTaken,
 }
 
 impl Sighting {
-    /// Returns a sighting without data about the first access.
+    /// Returns a sighting of an access, without the vCPU, time, value and place of the first
+    /// access.
     #[must_use]
     pub fn new(index: MsrIndex, access: Access, fate: Fate) -> Self {
         Self {
@@ -171,7 +173,7 @@ impl Sighting {
         }
     }
 
-    /// Adds data about the first access.
+    /// Adds the vCPU, time, value and place of the first access, as far as they are known.
     #[must_use]
     pub fn with_first(mut self, first: First) -> Self {
         self.first = first;
@@ -208,7 +210,7 @@ impl First {
         self
     }
 
-    /// Adds the value that was written.
+    /// Adds the value that the guest wrote.
     #[must_use]
     pub fn writing(mut self, value: u64) -> Self {
         self.value = Some(value);

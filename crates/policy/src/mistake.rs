@@ -118,9 +118,9 @@ pub enum MistakeKind {
     TooMany {
         /// The parts that are counted: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
-        /// The number of such parts in the policy.
+        /// The number of parts of the kind `what` in the policy.
         found: usize,
-        /// The maximum number of such parts.
+        /// The maximum number of parts of the kind `what`.
         limit: usize,
     },
     /// A required key is missing.

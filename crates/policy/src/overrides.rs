@@ -6,9 +6,9 @@ use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
 
-/// The text and the `[[when]]` that contain an entry. Together with the entry's MSRs, they decide
-/// which entries the entry can override. A policy has at most as many homes as files and
-/// `[[when]]`s, however many of its entries name the same MSRs.
+/// The text and the `[[when]]` that contain an entry. An entry's home and MSRs decide which other
+/// entries the entry can override. A policy has at most as many homes as files and `[[when]]`s,
+/// however many of its entries name the same MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Home {
     source: SourceId,
@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overrides_match_rule_of_reference(
+        fn entries_with_override_replace_exactly_the_entries_that_the_reference_states(
             entries in prop::collection::vec(
                 prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
             ),

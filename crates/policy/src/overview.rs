@@ -56,8 +56,8 @@ pub struct Cluster {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overview {
-    /// The clusters. They contain the filter's ranges, and the rules of entries that have no more
-    /// MSRs than a filter's range can have.
+    /// The clusters of MSRs. The clusters contain the filter's ranges, and the rules of entries
+    /// that have no more MSRs than a filter's range can have.
     pub clusters: Vec<Cluster>,
     /// The tallies of reads and of writes, in this order, for all MSRs outside of the clusters.
     pub rest: [Tally; 2],

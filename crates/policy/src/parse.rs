@@ -354,7 +354,7 @@ impl Reader<'_> {
     }
 }
 
-/// The language version that this program reads.
+/// The version of the policy language that msrgate reads.
 const VERSION: &str = "1";
 
 /// Checks the version of the language that a text states before any line that is not TOML. If the
@@ -362,7 +362,7 @@ const VERSION: &str = "1";
 ///
 /// # Errors
 /// Returns a mistake if the text is not a policy or has another version. Messages may then reveal
-/// nothing of the text but that version.
+/// nothing of the text but the version that it states.
 fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), MistakeKind> {
     let none = MistakeKind::NotAPolicy { line: None };
     let Some((_, version)) = document.get_key_value("policy") else {

@@ -17,7 +17,8 @@ pub struct SourceId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WhenId(u32);
 
-/// Defines ids: numbers of something in a policy. A policy has far fewer than 2^32 of anything.
+/// Defines the methods of ids, which are numbers of a policy's texts or `[[when]]` sections. A
+/// policy has far fewer than 2^32 of either.
 macro_rules! numbered {
     ($($id:ident)*) => {$(
         impl $id {

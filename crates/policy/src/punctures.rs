@@ -91,11 +91,11 @@ impl Found {
 /// A narrow entry loosens a wider entry if its action, compared with the wider entry's, is not
 /// [`Comparison::NoLooser`]. An entry in the text of the wider entry, or in a text that includes
 /// that text, is not a puncture, but an exception that its author intends. A narrow entry is no
-/// puncture either if such a text repeats its action, for the same MSRs or for more: the author of
-/// the text then intends the action.
+/// puncture either if the wider entry's text, or a text that includes it, repeats the narrow
+/// entry's action for the same MSRs or for more: the author of that text then intends the action.
 ///
 /// After the first 10,000 punctures, only the first puncture of each further wider entry is added.
-/// After the first 250,000 ranges, each direction of a puncture gets only one.
+/// After the first 250,000 ranges, each direction of a puncture gets only one range.
 pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     let policy = compiled.policy();
     // The author of a single text knows all its entries.
@@ -340,8 +340,8 @@ impl<'p> Sweep<'p> {
         self.policy.entry(id).action(self.access)
     }
 
-    /// Returns true if the deciding action is looser than, or different from, the action of some
-    /// text.
+    /// Returns true if the action that decides about the current MSR is looser than, or not
+    /// comparable with, the action that one of the policy's texts by itself gives to that MSR.
     fn is_loosened(&self) -> bool {
         let decided = self.views.first().and_then(|&view| self.says(view));
         decided.is_some_and(|decided| {
@@ -350,8 +350,8 @@ impl<'p> Sweep<'p> {
         })
     }
 
-    /// Compares the deciding action for these MSRs with the action of each text that does not
-    /// decide.
+    /// Finds the punctures at these MSRs, and adds them to `found`: compares the action that
+    /// decides about the MSRs with the action that each other text by itself gives to them.
     fn look(&self, msrs: MsrRange, found: &mut Found) {
         let mut views = self.views.iter().copied();
         let Some(narrow) = views.next() else {

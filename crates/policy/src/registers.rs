@@ -81,7 +81,7 @@ pub struct Register {
     pub vendor: Vendor,
     /// The description, in at most 90 bytes; empty if no list of registers has one.
     pub summary: &'static str,
-    /// The lists that name the register.
+    /// The lists of registers that name this register.
     pub sources: Sources,
 }
 
@@ -168,7 +168,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Every list.
+    /// Every list of registers.
     pub const ALL: [Self; 10] = [
         Self::Ia32Doc,
         Self::Linux,

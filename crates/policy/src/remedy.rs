@@ -16,8 +16,8 @@ use crate::overrides::Overrides;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::print;
 
-/// Entries to be pasted into the policy together. They replace the included entries of the same
-/// MSRs.
+/// Entries to be pasted into the policy together. The pasted entries replace the included entries
+/// of the same MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
     pub(crate) lines: Vec<Line>,
@@ -48,7 +48,8 @@ impl Remedy {
 type Place<'p> = Option<&'p CpuSet>;
 
 /// The action of a remedy's line in one direction, with the origin of the action. If two lines
-/// contradict each other on a processor, the line whose action has the lesser origin gives way.
+/// contradict each other on a processor, the line whose action has the lesser [`Origin`] inherits
+/// instead.
 #[derive(Clone, Copy)]
 struct Said<'a> {
     action: &'a Action,
@@ -71,7 +72,7 @@ enum Origin {
 /// The loosest action that a remedy may give to some MSRs.
 #[derive(Clone, Copy)]
 pub(crate) enum Limit<'a> {
-    /// The action of a wider entry that is loosened.
+    /// The action of a wider entry that a narrower entry loosens in this direction.
     Loosened(&'a Action),
     /// The action of a wider entry that is loosened in the other direction only. A narrower entry
     /// may hide an included entry that would loosen this direction, too. A remedy's line then
@@ -90,7 +91,7 @@ impl<'a> Limit<'a> {
     }
 }
 
-/// The actions of one entry, with the processors on which it holds.
+/// A line of a remedy: its action in each direction, and the processors on which it holds.
 #[derive(Clone, Copy)]
 struct Row<'p> {
     place: Place<'p>,
@@ -121,7 +122,8 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// Returns the processors of an entry's `[[when]]`.
+    /// Returns the processors of an entry's `[[when]]` section. `None`: the entry holds on all
+    /// processors.
     fn place(&self, entry: &Entry) -> Place<'p> {
         let when = entry.when?;
         Some(self.policy.whens[when.number()].cpus())
@@ -136,11 +138,11 @@ impl<'p> Remedies<'p> {
 
     /// Returns the entries that replace `loose` and the other included entries of its MSRs.
     ///
-    /// There is one new entry for each set of processors in `bases`. There is one more for each
-    /// further `[[when]]` whose entry for these MSRs would contradict a new entry. The new entries
-    /// repeat the actions that hold already, except for actions that are looser than `limits`. If
-    /// another entry contradicts a new entry in one direction, the new entry inherits that
-    /// direction. It replaces the included entries nevertheless.
+    /// There is one new entry for each set of processors in `bases`. There is one more new entry
+    /// for each further `[[when]]` whose entry for these MSRs would contradict a new entry. The new
+    /// entries repeat the actions that hold already, except for actions that are looser than
+    /// `limits`. If another entry contradicts a new entry in one direction, the new entry inherits
+    /// that direction. The new entry replaces the included entries nevertheless.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,
@@ -255,8 +257,8 @@ impl<'p> Remedies<'p> {
         other.map(|(_, entry)| self.place(entry))
     }
 
-    /// Makes a line inherit if it contradicts a line of another `[[when]]`, or an entry that stays
-    /// in the policy.
+    /// Changes the action of a line to `inherit` in each direction in which the line contradicts a
+    /// line of another `[[when]]`, or an entry that stays in the policy.
     fn reconcile(&self, loose: &Entry, rows: &mut Vec<Row<'p>>) {
         let own = self.of_msrs(loose).filter_map(|(_, entry)| {
             let place = self.place(entry);

@@ -121,13 +121,13 @@ fn resolve(
 }
 
 /// Returns the rules of some entries of a policy. The smallest of the entries that contain an MSR
-/// decides. Two entries of the same size agree: [`conflict`] has checked that. `lines` has the line
-/// of each entry.
+/// decides. Two entries of the same size agree: [`conflict`] has checked that. `lines` has, for
+/// each entry, the line in which the entry begins.
 fn rules(policy: &Policy, entries: &[EntryId], lines: Arc<[Line]>) -> Rules {
     msrgate_program::resolve(&Active { policy, entries }, lines)
 }
 
-/// Returns the line of each entry.
+/// Returns, for each entry, the line in which the entry begins.
 fn lines(policy: &Policy) -> Arc<[Line]> {
     let line = |entry: &Entry| Line {
         file: FileId::new(small(entry.source().number())),

@@ -252,8 +252,8 @@ fn numbers(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
 }
 
-/// Returns the schema of a TOML number, or of a string that holds one. `more` is a pattern for
-/// what may follow in the string.
+/// Returns the schema of a TOML number, or of a string that holds one. `more` is a regular
+/// expression for the text that may follow the number in the string.
 fn number(more: &str) -> Value {
     let digits = r"\s*(0[xX][0-9A-Fa-f_]+|[0-9][0-9_]*)\s*";
     let more = more.replace("NUMBER", digits);

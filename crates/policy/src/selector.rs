@@ -21,7 +21,7 @@ use index::parse_index;
 pub enum SelectorError {
     /// No register has this name.
     UnknownName {
-        /// The name.
+        /// The name that no register has.
         name: String,
         /// Names that look similar, the likeliest first.
         near: Vec<&'static str>,
@@ -30,7 +30,7 @@ pub enum SelectorError {
     UnknownGroup(String),
     /// The name means different MSRs on different processors.
     AmbiguousName {
-        /// The name.
+        /// The name that means several MSRs.
         name: String,
         /// The meanings of the name, such as `0xc1 IA32_PMC0`.
         candidates: Vec<String>,
@@ -41,23 +41,23 @@ pub enum SelectorError {
     List(String),
     /// The text begins like an index, but is not one.
     BadIndex {
-        /// The text.
+        /// The text that is not an index.
         text: String,
-        /// The reason.
+        /// The reason for which the text is not an index.
         why: &'static str,
         /// Valid indices or ranges that may have been meant, the likeliest first.
         instead: Vec<String>,
     },
     /// A range is not written with `..=`, or lacks an end.
     OpenRange {
-        /// The text.
+        /// The text that is not a whole range.
         text: String,
         /// Valid ranges that may have been meant, the likeliest first.
         instead: Vec<String>,
     },
     /// The end of a range is below its start.
     BackwardRange {
-        /// The text.
+        /// The text of the range whose end is below its start.
         text: String,
         /// The range from the lower end to the upper one.
         instead: String,
@@ -256,7 +256,7 @@ fn of_manual(text: &str, name: &str) -> SelectorError {
     }
 }
 
-/// Returns the ends of a range that is written with another joint than `..=`, such as `-` or `to`.
+/// Returns the ends of a range whose ends are not joined by `..=`, but by `-` or `to`, for example.
 fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
     let joints = ["..", "-", "\u{2013}", ":", "~", " to "];
     let (first, last) = joints.iter().find_map(|joint| text.split_once(joint))?;

@@ -78,7 +78,7 @@ impl Source {
         &self.text
     }
 
-    /// Returns the place at which a span begins.
+    /// Returns the place in the text at which a span begins.
     #[must_use]
     pub fn place(&self, span: SourceSpan) -> Place {
         let offset = span.offset().min(self.text.len());

@@ -36,13 +36,13 @@ pub use tasks::Tasks;
 /// One access by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traced {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: a read or a write.
     pub access: Access,
     /// The value that was read or written, if the trace has it.
     pub value: Option<u64>,
-    /// The outcome for the guest.
+    /// The outcome of the access for the guest.
     pub outcome: Outcome,
     /// The result of the access, as far as a gate's event tells more of it than `outcome`. `None`: the line is
     /// no event of a gate.
@@ -55,8 +55,8 @@ pub struct Traced {
 pub enum Told {
     /// The policy let KVM handle the access, or answered it.
     Passed,
-    /// The policy refused the access, or would have refused it without audit mode. Nothing shows what KVM
-    /// makes of the access.
+    /// The policy refused the access, or would have refused it without audit mode. Nothing shows how KVM
+    /// would treat the access.
     Refused,
     /// KVM knows the MSR, and refused the access.
     Invalid,
@@ -69,7 +69,7 @@ pub enum Told {
 pub enum Outcome {
     /// The access succeeded: the guest went on.
     Done,
-    /// The guest got #GP, from KVM or from a filter. A trace does not tell which.
+    /// The guest got #GP, from KVM or from a filter. A trace does not tell from which of the two.
     Faulted,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Display for Traced {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Line {
-    /// An access.
+    /// An access of a guest, with its MSR.
     Access(Traced),
     /// An access that went to user space: an event `kvm_userspace_exit` of reason 29 or 30 (S1.3).
     /// The kernel records these events without the MSR.
@@ -115,8 +115,8 @@ pub enum Line {
     Nothing,
     /// A line that cannot be read: garbled, cut off, or too long.
     Unreadable,
-    /// The last line, without a line feed. More of it may be missing, for example digits of a
-    /// number.
+    /// The last line, without a line feed. The end of the line may be missing, for example digits
+    /// of a number.
     CutOff,
 }
 

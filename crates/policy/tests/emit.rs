@@ -162,10 +162,10 @@ fn emitted_rust_module_compiles_and_holds_filter() {
     }
 }
 
-/// If the bytes that `emit` writes lie in memory from address 0 on, the call that sets a filter
+/// If the bytes that `emit` writes lie in memory from address 0 on, the ioctl that sets a filter
 /// reads the variant's filter from them.
 #[test]
-fn emitted_abi_bytes_make_set_call_set_same_filter() {
+fn ioctl_that_sets_filter_reads_same_filter_from_emitted_abi_bytes() {
     for text in POLICIES {
         let program = program(text);
         let variant = &program.variants()[0];
@@ -185,7 +185,7 @@ fn emitted_abi_bytes_make_set_call_set_same_filter() {
 }
 
 #[test]
-fn emitted_json_is_one_line_with_reasons() {
+fn emitted_json_is_one_line_with_exit_reasons() {
     let program =
         program("policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'rw'\n0x11 = 'none'");
     assert_eq!(
@@ -195,7 +195,7 @@ fn emitted_json_is_one_line_with_reasons() {
 }
 
 #[test]
-fn emit_states_what_filter_cannot_do() {
+fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
     let of = |text: &str| {
         let program = program(text);
         let losses = emit::losses(&program, &program.variants()[0]);

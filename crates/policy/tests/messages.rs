@@ -271,7 +271,7 @@ fn messages_of_every_error_enum_are_tested() {
     assert_eq!(found, [""; 0]);
 }
 
-/// Each error of the call that sets a filter has a message, with the kernel's error number.
+/// Each error of the ioctl that sets a filter has a message, with the kernel's error number.
 #[test]
 fn messages_of_set_errors_are_as_recorded() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];

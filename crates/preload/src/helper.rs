@@ -43,16 +43,18 @@ impl Helper {
         }
     }
 
-    /// Starts the thread, if it has not been. Between jobs it calls `chores`, which returns the time until it
-    /// is to be called again even without a job.
+    /// Starts the thread, if it has not been. Between jobs it calls the function that `prepare` returns, which returns the
+    /// time until it is to be called again even without a job. If the thread was started before, `prepare` is not called:
+    /// it may make system calls that are forbidden by now.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub(crate) fn start(
+    pub(crate) fn start<C: FnMut() -> Option<Duration> + Send + 'static>(
         &'static self,
-        chores: impl FnMut() -> Option<Duration> + Send + 'static,
+        prepare: impl FnOnce() -> C,
     ) -> Result<(), String> {
         let start = || {
+            let chores = prepare();
             let builder = Builder::new().name("msrgate".to_owned());
             let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
             let spawned = while_blocked(|| builder.spawn(move || self.serve(chores)));

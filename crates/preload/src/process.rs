@@ -90,7 +90,7 @@ pub(crate) fn here() -> Result<&'static Process, String> {
         None => begin()?,
     };
     // If the process was known, another thread may be about to start the helper thread.
-    process.helper.start(process.chores())?;
+    process.helper.start(|| process.chores())?;
     Ok(process)
 }
 

@@ -21,6 +21,11 @@ const TURN: Duration = Duration::from_millis(1);
 /// The time since the last answer after which an exit may have taken so long that a kick has come meanwhile.
 const LONG: Duration = Duration::from_micros(100);
 
+/// The least time between two questions for caught signals, in the time that the last question has taken. A VMM that
+/// catches none pays a hundredth of its time for them. One that begins to catch signals while its guest makes nothing
+/// but answered accesses is asked within that time.
+const QUESTIONS: u32 = 100;
+
 /// True once the process was found to catch signals with which it may kick vCPUs.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
@@ -116,7 +121,7 @@ fn answered(
 struct Times {
     /// It answered an exit.
     answered: Option<Instant>,
-    /// It found that the process catches no signal.
+    /// Until then it does not ask again for caught signals: the process catches none.
     uncaught: Option<Instant>,
     /// It found the helper thread alive.
     checked: Option<Instant>,
@@ -143,11 +148,12 @@ fn is_turn_over(
     let is_long = times.answered.is_none_or(|last| now - last >= LONG);
     times.answered = Some(now);
     let is_over = (answered == Answered::Again || is_long || now - begun >= TURN)
-        && times.uncaught.is_none_or(|when| now - when >= TURN);
+        && times.uncaught.is_none_or(|until| now >= until);
     let are_caught = is_over && are_caught(process);
     if is_over && !are_caught {
-        times.uncaught = Some(now);
-        *since = Some(now);
+        let asked = Instant::now();
+        times.uncaught = Some(asked + TURN.max((asked - now) * QUESTIONS));
+        *since = Some(asked);
     }
     TIMES.set(times);
     are_caught

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
+use msrgate_state::lowest_library_fd;
 
 /// The cookie of this run; 0 outside of a run.
 static COOKIE: AtomicU64 = AtomicU64::new(0);
@@ -333,10 +334,9 @@ pub(crate) fn fd_limit() -> RawFd {
     RawFd::try_from(limit).unwrap_or(RawFd::MAX)
 }
 
-/// The lowest number for descriptors of our own as long as there are such numbers: above those that a VMM counts
-/// on, below its limit as it was in the beginning.
+/// The lowest number for descriptors of our own as long as there are such numbers, by the limit of the process as it was
+/// in the beginning.
 pub(crate) fn lowest_fd() -> RawFd {
     static LOWEST: OnceLock<RawFd> = OnceLock::new();
-    const HIGH: RawFd = 4096;
-    *LOWEST.get_or_init(|| (fd_limit() / 4 * 3).min(HIGH))
+    *LOWEST.get_or_init(|| lowest_library_fd(u64::try_from(fd_limit()).unwrap_or(0)))
 }

@@ -14,8 +14,8 @@ pub enum Action {
     Allow,
     /// The access is refused: the guest gets #GP.
     Deny,
-    /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
-    /// The access always becomes an event.
+    /// The gate tells the VMM to end the VM (in a VM that runs one function for each request of its host: to
+    /// end the function that runs now). The access always becomes an event.
     Kill,
     /// The VMM's handler with this name, which is code of the VMM itself, answers the access.
     Handler(Arc<str>),
@@ -95,7 +95,8 @@ impl Action {
         }
     }
 
-    /// Returns true if a policy may give this action to accesses of this direction, reads or writes.
+    /// Returns true if an entry of a policy may have this action for accesses of this direction:
+    /// reads, or writes.
     #[must_use]
     pub fn is_for(&self, access: Access) -> bool {
         match self {
@@ -105,8 +106,8 @@ impl Action {
         }
     }
 
-    /// Returns true if user space has to answer the access. The kernel alone can only allow and
-    /// deny.
+    /// Returns true if user space has to answer accesses with this action. The kernel alone can
+    /// only allow and deny.
     #[must_use]
     pub const fn needs_answer(&self) -> bool {
         !matches!(self, Self::Allow | Self::Deny)
@@ -132,14 +133,15 @@ impl Action {
         }
     }
 
-    /// Returns true if user space has to forward the access to the register that KVM keeps.
+    /// Returns true if user space has to forward accesses with this action to the register that KVM
+    /// keeps.
     #[must_use]
     pub const fn needs_forwarding(&self) -> bool {
         matches!(self, Self::Mask(_) | Self::Pin | Self::Sticky(_))
     }
 
-    /// Returns true if the answers depend on a state that user space keeps and that no VMM's
-    /// migration stream contains.
+    /// Returns true if the result of an access under this action depends on a state that user space
+    /// keeps for the vCPU and that no VMM's migration stream contains.
     #[must_use]
     pub const fn keeps_state(&self) -> bool {
         matches!(self, Self::Register(_) | Self::Device(_) | Self::Pin)
@@ -255,10 +257,11 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// `compared_with` orders actions: in the test's list, each action is looser than all actions
-    /// before it, and no looser than itself and all actions after it.
+    /// In the test's list the actions ascend by what a guest can do under them: `compared_with`
+    /// finds each action looser than all actions before it, and no looser than itself and all
+    /// actions after it.
     #[test]
-    fn compared_with_orders_actions_by_reach() {
+    fn actions_compare_as_looser_if_guest_can_do_more_under_them() {
         let ladder = [
             Action::Kill,
             Action::Deny,
@@ -281,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn compared_with_narrower_mask_is_no_looser() {
+    fn action_compares_as_no_looser_if_only_its_mask_is_narrower() {
         let wide = mask(0xff, Outside::Deny);
         assert_eq!(
             mask(0x0f, Outside::Deny).compared_with(&wide),

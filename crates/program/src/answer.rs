@@ -68,8 +68,8 @@ pub enum Response<'p> {
     /// The gate rewinds the exit, so that the guest executes the access again (S5.8). By then the
     /// kernel's filter allows the access, and KVM handles it.
     Rewind,
-    /// The gate has the kernel's filter changed so that the filter allows this access from now on, and
-    /// rewinds the exit.
+    /// The gate makes the kernel's filter allow this access from now on. Then the gate rewinds the exit, so
+    /// that the guest executes the access again.
     Open,
     /// The gate forwards the access to the register that KVM keeps.
     Forward(Forwarded),
@@ -77,7 +77,8 @@ pub enum Response<'p> {
     Handler(&'p Arc<str>),
     /// The gate lets this emulated device answer the access.
     Device(Device),
-    /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
+    /// The gate tells the VMM to end the VM (in a VM that runs one function for each request of its host: to
+    /// end the function that runs now).
     Kill,
 }
 
@@ -91,7 +92,8 @@ pub enum Disposition {
     Denied,
     /// KVM handled the access; without `mode = "audit"` the guest would have got #GP.
     WouldDeny,
-    /// The gate told the VMM to end the VM, or, in a VM that serves function calls, the current call.
+    /// The gate told the VMM to end the VM (in a VM that runs one function for each request of its host: to
+    /// end the function that runs now).
     Killed,
     /// KVM handled the access; without `mode = "audit"` the disposition would have been
     /// [`Self::Killed`].
@@ -113,7 +115,7 @@ pub enum Disposition {
     /// An emulated device answered the access.
     Device,
     /// KVM does not know the MSR, and the guest got the answer that the policy's setting `unknown`
-    /// gives.
+    /// has for such MSRs.
     Unknown,
 }
 

@@ -65,8 +65,8 @@ impl Cpu {
     }
 }
 
-/// A set of processors: those that match its vendors, families, models and steppings. An absent part
-/// matches every processor.
+/// A set of processors: those that have one of its vendors, one of its families, one of its models
+/// and one of its steppings. A part that is `None` matches every processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet {
     /// The vendors of the processors in the set; `None` stands for every vendor.
@@ -97,9 +97,9 @@ impl CpuPart {
         of: |set| &set.family,
     };
 
-    /// The first family whose model has the four bits of the extended model in front. The manuals
-    /// say this of families 6 and 15 only. Linux computes the model so for all families from 6 on,
-    /// and Zhaoxin's processors of family 7 have such models.
+    /// The first family whose model has the four bits of the extended model in front. According to
+    /// the manuals, only the families 6 and 15 have such models. Linux adds the extended model for
+    /// all families from 6 on, and Zhaoxin's processors of family 7 have such models.
     pub const FIRST_WITH_LONG_MODEL: u32 = 6;
 
     /// The largest model of the families below [`Self::FIRST_WITH_LONG_MODEL`].
@@ -121,8 +121,8 @@ impl CpuPart {
 }
 
 impl Cpu {
-    /// Creates a placeholder that stands for every processor: the example of a program without
-    /// `[[when]]` sections.
+    /// Creates a placeholder that stands for every processor: the example processor of a program
+    /// without `[[when]]` sections.
     #[must_use]
     pub fn any() -> Self {
         Self {
@@ -133,7 +133,8 @@ impl Cpu {
         }
     }
 
-    /// The vendor of an example processor that stands for all vendors without a name in the policy.
+    /// The vendor of an example processor that stands for all vendors that the policy does not
+    /// name.
     pub const OTHER_VENDOR: &str = "any other";
 }
 
@@ -171,9 +172,9 @@ impl CpuSet {
     }
 }
 
-/// Returns, for each combination of the sets, one processor that is in these sets and in no other.
-/// Combinations without such a processor are left out. A combination has a value for each set: true
-/// if the set contains the processor.
+/// Returns, for each combination of `sets`, one processor that is in the sets of the combination
+/// and in no other set. Combinations without such a processor are left out. A combination is a list
+/// with a value for each set: true if the set contains the processor.
 ///
 /// If some processor is in no set, that combination comes first. Combinations of more sets come
 /// later.
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_cpus_have_no_number_above_the_largest_cpuid_value() {
+    fn distinguished_cpus_have_no_family_model_or_stepping_above_the_largest_cpuid_value() {
         let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
             let mut set = CpuSet::default();
             *part(&mut set) = Some(vec![0..=most]);
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_cpus_of_no_sets_are_one_combination() {
+    fn distinguished_without_cpu_sets_returns_one_combination() {
         assert_eq!(distinguished(&[]).len(), 1);
         assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
     }

@@ -26,8 +26,8 @@ use crate::settings::{Log, Mode, UnknownAction};
 pub enum Direction {
     /// The guest can do more than before the change.
     Looser,
-    /// The guest can do something else, which is neither more nor less. Review such a change as if
-    /// it were looser.
+    /// The guest can do something else than before the change, which is neither more nor less. A
+    /// reviewer should treat such a change like a looser one.
     Different,
     /// The guest can do less than before the change.
     Stricter,
@@ -36,7 +36,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Returns true if a guest may be able to do something that it could not do before.
+    /// Returns true if a guest may be able to do something that it could not do before the change.
     #[must_use]
     pub const fn may_loosen(self) -> bool {
         matches!(self, Self::Looser | Self::Different)
@@ -87,9 +87,9 @@ pub struct SettingChange {
 /// Consecutive MSRs whose logging changes: under the new program, other accesses to these MSRs become
 /// events than under the old program.
 ///
-/// Such a change does not affect the guest. If the logging differs only because the
-/// [`log`](ProgramSettings::log) setting of the whole policy does, that is a [`SettingChange`]
-/// instead.
+/// Such a change does not affect the guest. If the logging differs only because the policies have
+/// different [`log`](ProgramSettings::log) settings, there is a [`SettingChange`] instead of a
+/// change of this type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogChange {
@@ -110,8 +110,8 @@ pub struct LogChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// One of the processors with these changes; `None` if neither program has a `[[when]]`
-    /// section.
+    /// One of the processors on which the programs have these differences; `None` if neither
+    /// program has a `[[when]]` section.
     pub cpu: Option<Cpu>,
     /// The changes of actions: first those of reads, then those of writes, each in the order of the
     /// MSRs.
@@ -126,8 +126,8 @@ pub struct Difference {
 /// may become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
-/// An error for two programs that distinguish too many processors to be compared on all of them.
-/// They can still be compared on one processor.
+/// An error for two programs whose `[[when]]` sections distinguish too many processors to compare
+/// the programs on all processors. A comparison on one processor is still possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TooManyToCompare {
@@ -164,13 +164,13 @@ impl core::error::Error for TooManyToCompare {}
 /// Returns the changes from `old` to `new` on this processor, or on all processors if `cpu` is
 /// `None`.
 ///
-/// There is one difference for each pair of variants that apply on the same processor. Pairs
-/// without a change are left out.
+/// The result has one [`Difference`] for each pair of variants that apply on the same processor.
+/// Pairs without a change are left out.
 ///
 /// # Errors
 /// [`TooManyToCompare`] if `cpu` is `None`, and the `[[when]]` sections distinguish more kinds of
 /// processors than [`MAX_COMPARED`], or the programs have several pairs of variants with together more
-/// than [`MAX_COMPARED`] rules. The function compares nothing then.
+/// than [`MAX_COMPARED`] rules. In this case the function compares nothing.
 ///
 /// # Examples
 /// ```
@@ -260,7 +260,8 @@ fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
 }
 
 /// Returns the changes of logging from one variant to another: first those of reads, then those of
-/// writes, each in the order of the MSRs. Each variant comes with the `log` setting of its program.
+/// writes, each in the order of the MSRs. The parameters have, for each variant, the `log` setting
+/// of its program.
 fn log_changes((old, old_log): (&Variant, Log), (new, new_log): (&Variant, Log)) -> Vec<LogChange> {
     let mut changes: Vec<LogChange> = Vec::new();
     for access in Access::ALL {
@@ -377,7 +378,7 @@ fn unknown(
     (key, word(was), word(is), direction)
 }
 
-/// Compares two lists of gaps, known ways around the filter, that policies accept. The order of a list
+/// Compares the lists of gaps (known ways around the filter) that two policies accept. The order of a list
 /// and duplicates do not matter. A list with more gaps is looser.
 fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
     let [was, is]: [BTreeSet<&str>; 2] =

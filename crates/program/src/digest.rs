@@ -7,8 +7,9 @@ use core::fmt;
 /// The SHA-256 of a policy's effect, independent of how the policy is written.
 ///
 /// For each combination of `[[when]]` sections, the digest covers the action for each of 2^32 MSRs
-/// in each direction and the accesses that become events. It also covers the policy's `mode`,
-/// `unknown`, `log` and devices. It does not cover names, lines, comments, reasons and the packing.
+/// in each direction and the accesses that become events. The digest also covers the policy's
+/// `mode`, `unknown`, `log` and devices. The digest does not cover names, line numbers, comments,
+/// the entries' reasons (`why`), or the ranges into which the filter is packed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -25,8 +26,8 @@ impl Digest {
         &self.0
     }
 
-    /// Returns the first 16 hexadecimal digits of the digest. They distinguish policies, unless
-    /// somebody has made two policies with equal first digits on purpose.
+    /// Returns the first 16 hexadecimal digits of the digest. Different policies have different
+    /// first digits, unless somebody has made two policies with equal first digits on purpose.
     #[must_use]
     pub fn short(&self) -> String {
         self.0[..8]

@@ -1,7 +1,7 @@
 //! Output of a variant's filter for programs that do not use msrgate.
 //!
-//! All formats contain the filter and the exit reasons. They do not contain the answers of user
-//! space, because the kernel alone enforces such a filter.
+//! All formats contain the filter and the exit reasons. No format contains the answers of user
+//! space, because the kernel alone enforces a filter that is used without msrgate.
 
 use alloc::format;
 use alloc::string::String;
@@ -42,8 +42,8 @@ impl fmt::Display for Loss {
 
 /// Returns the parts of the program that are lost if only this variant's filter is used.
 ///
-/// Refusals under `log = "denied"` are not lost: they exit with the reason `filter`, and the
-/// program that sets the filter sees them.
+/// The log level `denied` is not lost: refused accesses exit with the reason `filter`, so the VMM
+/// that sets the filter sees them.
 #[must_use]
 pub fn losses(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
@@ -203,8 +203,9 @@ fn for_cpu(cpu: Option<&Cpu>) -> String {
     cpu.map_or(String::new(), |cpu| format!(" for {}", cpu_name(cpu)))
 }
 
-/// Returns the name of a processor for these formats. It cannot end a comment or a string: a vendor
-/// is any twelve bytes, and characters other than letters, digits and blanks become `?`.
+/// Returns the name of a processor for these formats. The vendor in CPUID is any twelve bytes, so
+/// characters other than letters, digits and blanks become `?`: the name cannot end a comment or a
+/// string.
 #[must_use]
 pub fn cpu_name(cpu: &Cpu) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == ' ';
@@ -227,7 +228,8 @@ const fn flags(filter: &Filter) -> u32 {
     }
 }
 
-/// Returns the bitmap of a range in whole words, as the kernel reads it (S2.4).
+/// Returns the bytes of a range's bitmap, in whole words of 8 bytes, as the kernel reads the bitmap
+/// (S2.4).
 fn bytes(range: &Range) -> Vec<u8> {
     let words = range.bitmap().words().iter();
     words.flat_map(|word| word.to_le_bytes()).collect()

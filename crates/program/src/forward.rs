@@ -2,8 +2,8 @@
 //!
 //! `KVM_GET_MSRS` and `KVM_SET_MSRS` skip checks that KVM makes for a guest's own access.
 //! Forwarding is therefore sound only for the registers of this list, which KVM stores and returns
-//! for the host in the same way as for the guest. These registers are not in the list and must not
-//! be added:
+//! for the host in the same way as for the guest. The following registers are not in the list and
+//! must not be added to it:
 //!
 //! - registers that a guest can use only if its CPUID has a certain bit, while the host can always
 //!   use them: `IA32_EFER`, `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on
@@ -29,8 +29,8 @@ pub struct Forward {
     /// The condition for forwarding a write to the register, with `KVM_SET_MSRS`. If KVM refuses the
     /// written value, that call returns the count 0, and the guest gets #GP.
     pub write: Forwarding,
-    /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access would
-    /// fault, but the gate's access on behalf of the guest would succeed.
+    /// The CPUID bits that the guest must have. If the guest lacks one of these bits, the guest's own access
+    /// would fault, but the gate's access on behalf of the guest would succeed.
     pub needs_cpuid: &'static [CpuidBit],
     /// The reason why forwarding accesses to this register is sound, in words.
     pub why: &'static str,
@@ -61,7 +61,7 @@ impl Forwarding {
     }
 }
 
-/// One bit of CPUID.
+/// One bit that the CPUID instruction returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CpuidBit {
     /// The leaf that contains the bit: the value of EAX for the CPUID instruction.
@@ -142,8 +142,8 @@ impl Row {
     }
 }
 
-/// Returns the position of a register in the forward list, or `None` if the list does not contain
-/// it.
+/// Returns the position of a register in the forward list, or `None` if the forward list does not
+/// contain the register.
 #[inline]
 pub(crate) fn row(index: MsrIndex) -> Option<Row> {
     let row = FORWARDS.binary_search_by_key(&index, |(row, _)| *row);

@@ -22,16 +22,16 @@ pub trait Layers {
     /// if the ranks are equal, the entry with the lower number decides.
     fn rank(&self, entry: EntryId) -> u64;
 
-    /// The action and the logging that an entry has for accesses of this direction. `None` stands for
-    /// those of the policy's default.
+    /// The action and the logging that an entry has for accesses of this direction. `None` stands for the
+    /// action and the logging of the policy's default.
     fn outcome(&self, entry: EntryId, access: Access) -> Option<Outcome>;
 
     /// The action and the logging for accesses that no entry covers.
     fn default(&self) -> Outcome;
 }
 
-/// Resolves entries into rules for all MSRs. `lines` has the line of each entry, by the entry's
-/// number.
+/// Resolves entries into rules for all MSRs. `lines` has, for each entry's number, the line of the
+/// policy text on which the entry stands.
 ///
 /// x2APIC registers always get a rule of KVM, even if an entry contains them (S3.1).
 pub fn resolve(layers: &impl Layers, lines: Arc<[Line]>) -> Rules {

@@ -1,4 +1,4 @@
-//! Compiled MSR policies, as a VMM, a preload library or a hypervisor links them.
+//! Compiled MSR policies, for a VMM, a preload library or a hypervisor to link.
 //!
 //! A [`Program`] is a compiled policy, as a value and as a file. For each kind of processor it
 //! contains rules, which give the action for each of 2^32 MSRs in each direction, and the
@@ -7,7 +7,7 @@
 //! that the filter denies.
 //!
 //! This crate does not read the text of a policy, knows no register names, and opens no file or
-//! device. It needs only `alloc`, not std.
+//! device. The crate needs only `alloc`, not std.
 //!
 //! # Terminology
 //!
@@ -19,7 +19,7 @@
 //! - **Rule** ([`Rule`]): consecutive MSRs that have the same action and the same logging in one
 //!   direction, for the same reason: an entry of the policy, its default, or KVM.
 //! - **Responder** ([`answer::Responder`]): a variant prepared to answer exits. All vCPUs of a VM
-//!   share it.
+//!   share the responder.
 //! - **Response** ([`answer::Response`]): the step with which the gate, the part of a VMM that
 //!   handles MSR exits, reacts to an exit: reply, rewind, forward, ask a device or a handler, or
 //!   kill.

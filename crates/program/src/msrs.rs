@@ -20,7 +20,8 @@ impl MsrRange {
         last: MsrIndex::MAX,
     };
 
-    /// Creates the range from `first` to `last`, including both. `None` if `first` is above `last`.
+    /// Creates the range from `first` to `last`, including both. Returns `None` if `first` is above
+    /// `last`.
     #[must_use]
     pub fn new(first: MsrIndex, last: MsrIndex) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
@@ -74,8 +75,8 @@ impl MsrRange {
         self.shared(other).is_some()
     }
 
-    /// Creates the range that begins at the MSR `from` and ends directly below `to`. `None` if it would
-    /// be empty.
+    /// Creates the range that begins at the MSR `from` and ends directly below `to`. Returns `None` if the
+    /// range would be empty.
     #[must_use]
     pub fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;
@@ -123,7 +124,8 @@ pub struct MsrSet {
     ranges: Ranges,
 }
 
-/// The ranges of a set. Most entries of a policy are one range, which needs no memory of its own.
+/// The ranges of a set. Most entries of a policy cover a single range, which is stored in the set
+/// itself, without an allocation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),
@@ -140,7 +142,7 @@ impl From<MsrRange> for MsrSet {
 }
 
 impl MsrSet {
-    /// Creates the set of the MSRs of all these ranges. `None` if `ranges` is empty.
+    /// Creates the set of the MSRs of all these ranges. Returns `None` if `ranges` is empty.
     #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = MsrRange>) -> Option<Self> {
         let mut ranges: Vec<_> = ranges.into_iter().collect();
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn new_msr_set_sorts_and_joins_ranges() {
+    fn new_msr_set_sorts_its_ranges_and_joins_those_that_touch() {
         let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
         assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
         assert_eq!(set.count(), 10);

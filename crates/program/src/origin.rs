@@ -18,7 +18,7 @@ impl EntryId {
         self.0 as usize
     }
 
-    /// The highest number, far above the largest number of entries in a policy.
+    /// The highest number that an entry can have. No policy has nearly so many entries.
     pub const MAX: Self = Self(u32::MAX - 2);
 }
 
@@ -55,7 +55,8 @@ impl PackedBy {
     }
 }
 
-/// The place in a policy that decides an access, for people to read.
+/// The place in a policy that decides an access, in the form that messages and events show: a line,
+/// the default, or KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// An entry of the policy, given by its line in a policy text.
@@ -67,7 +68,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Returns the origin as one number, for a queue of events.
+    /// Encodes the origin as one number, for the queue of events.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         match self {

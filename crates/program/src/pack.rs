@@ -1,4 +1,5 @@
-//! The packer: from verdicts to a filter with the fewest ranges.
+//! The packer, which makes the filter with the fewest ranges from the wanted verdicts on all
+//! accesses.
 //!
 //! An access whose verdict is not the default has to lie in a range. A range is a *window* of at
 //! most 0x3000 MSRs with one of three colours: `R` and `W` cover one direction, `RW` covers both
@@ -42,8 +43,8 @@ use need::needs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// The verdicts need more ranges than a filter can have. The windows are the fewest ranges that
-    /// would be enough.
+    /// The verdicts need more ranges than a filter can have. The windows in the error are the
+    /// fewest ranges that would be enough.
     TooManyRanges(Vec<Window>),
     /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR
     /// (S3.5).
@@ -72,8 +73,8 @@ impl core::error::Error for PackError {}
 pub enum CompileError {
     /// No filter can express the rules.
     Pack(PackError),
-    /// The filter differs from the policy. This is a defect of msrgate, which its comparison of all
-    /// accesses has found. Nothing was installed.
+    /// The filter differs from the policy. This is a defect of msrgate, found by the comparison of
+    /// the filter with the policy over all accesses. No filter was set in the kernel.
     Differs {
         /// An MSR on which the filter and the policy differ.
         index: MsrIndex,
@@ -163,7 +164,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
 fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
-        // x2APIC registers get a 0 bit: the kernel never reads a range's bit for them.
+        // x2APIC registers get a 0 bit: the kernel never reads a filter's bit for an x2APIC
+        // register.
         let allowed = verdicts
             .of(access)
             .iter()

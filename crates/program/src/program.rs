@@ -33,7 +33,8 @@ const MAX_VARIANTS: usize = 64;
 
 /// A compiled policy.
 ///
-/// Each filter of a program decides as the rules of its variant do: decoding a program checks this.
+/// Each variant of a program has rules and a filter, and the filter decides every access as the
+/// rules do. [`Self::decode`] checks this.
 #[derive(Clone, Debug)]
 pub struct Program {
     settings: ProgramSettings,
@@ -52,7 +53,7 @@ pub struct ProgramSettings {
     pub mode: Mode,
     /// The accesses that become events, unless an entry has its own `log`.
     pub log: Log,
-    /// The handling of MSRs that KVM does not know.
+    /// The policy's handling of accesses to MSRs that KVM does not know.
     pub unknown: Unknown,
     /// The known ways around the kernel's filter, called gaps, that the author of the policy accepts:
     /// the names of the gaps.
@@ -62,8 +63,8 @@ pub struct ProgramSettings {
     pub microcode: Option<Microcode>,
 }
 
-/// The rules for the processors on which the same `[[when]]` sections apply, before they are
-/// packed.
+/// The rules for the processors on which the same `[[when]]` sections apply, before the rules are
+/// packed into a filter.
 #[derive(Clone, Debug)]
 pub struct ResolvedVariant {
     /// For each `[[when]]` section of the policy, in order, true if the section applies to the
@@ -130,8 +131,8 @@ impl Program {
         })
     }
 
-    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that
-    /// the filter denies. It answers no access by itself, and no access becomes an event.
+    /// Creates the program of a filter that comes from no policy. The program refuses the accesses that the
+    /// filter denies. The program emulates no register and no device, and no access becomes an event.
     #[must_use]
     pub fn of_filter(filter: Filter) -> Self {
         let settings = ProgramSettings {
@@ -197,8 +198,8 @@ impl Program {
         &self.whens
     }
 
-    /// The variants: one for each combination of `[[when]]` sections that some processor has. There
-    /// is at least one.
+    /// The variants: one for each combination of `[[when]]` sections that some processor has. The
+    /// list has at least one variant.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
         &self.variants
@@ -213,7 +214,7 @@ impl Program {
         self.place_of(cpu).map(|place| &self.variants[place])
     }
 
-    /// Returns the position of this processor's variant.
+    /// Returns the position of this processor's variant in the list of variants.
     pub(crate) fn place_of(&self, cpu: &Cpu) -> Option<usize> {
         let holds: Vec<_> = self.whens.iter().map(|when| when.contains(cpu)).collect();
         self.variants

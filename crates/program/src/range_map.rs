@@ -101,8 +101,9 @@ impl<T> RangeMap<T> {
         places.map(|place| (self.range(place), self.value(place)))
     }
 
-    /// Iterates over two maps at once. Each item is a range in which both maps have one value, with
-    /// these two values. The ranges are in order and without gaps.
+    /// Iterates over two maps at once. Each item is a range of MSRs throughout which each of the
+    /// two maps has a single value, with these two values. The ranges are in order and without
+    /// gaps.
     pub fn zip<'m, U>(
         &'m self,
         other: &'m RangeMap<U>,
@@ -141,8 +142,8 @@ impl<T> RangeMapBuilder<T> {
         self.lasts.last().copied()
     }
 
-    /// Adds a range with `value` from the first MSR without a value up to `last`. If `last` already
-    /// has a value, this does nothing.
+    /// Adds a range with `value` from the first MSR without a value up to `last`. If the MSR `last`
+    /// already has a value, this call does nothing.
     pub fn push(&mut self, last: MsrIndex, value: T) {
         if self.last().is_none_or(|before| before < last) {
             self.lasts.push(last);
@@ -162,7 +163,7 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// Returns the finished map. MSRs without a value get `rest`.
+    /// Returns the finished map. MSRs without a value get the value `rest`.
     #[must_use]
     pub fn finish(mut self, rest: T) -> RangeMap<T>
     where

@@ -49,11 +49,11 @@ pub struct Rules {
     by_access: [RangeMap<Kept>; 2],
     /// The outcomes, without duplicates.
     outcomes: Box<[Outcome]>,
-    /// The line of each entry, by [`EntryId`].
+    /// The line of each entry in the policy's text, in the order of the entries' [`EntryId`]s.
     lines: Arc<[Line]>,
 }
 
-/// A rule as it is stored.
+/// A rule as the map of rules stores it, without the rule's MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kept {
     /// The position of the outcome in [`Rules::outcomes`].
@@ -113,8 +113,9 @@ impl Rules {
         Access::ALL.into_iter().flat_map(of)
     }
 
-    /// Iterates over two sets of rules at once, of one direction each. Each item has the rules of
-    /// both for the same MSRs. The items are in order and without gaps.
+    /// Iterates over two sets of rules at once, of one direction each. Each item is a pair of
+    /// rules, one of each set, cut so that both have the same MSRs. The items are in order and
+    /// without gaps.
     pub fn zip<'r>(
         &'r self,
         access: Access,
@@ -129,8 +130,9 @@ impl Rules {
             .map(|(msrs, mine, theirs)| (self.rule(msrs, *mine), other.rule(msrs, *theirs)))
     }
 
-    /// Returns the place in the policy that `by` stands for, for people to read: the line of an entry,
-    /// the default action, or KVM. An entry whose line is not known counts as the default action.
+    /// Returns the place in the policy that `by` stands for, in the form that messages and events show: the
+    /// line of an entry, the default action, or KVM. An entry whose line is not known counts as the default
+    /// action.
     #[must_use]
     pub fn origin(&self, by: DecidedBy) -> Origin {
         match by {
@@ -193,7 +195,7 @@ impl RulesBuilder {
     }
 
     /// Adds a rule from the first MSR without a rule up to `last`. If the last rule so far has the same
-    /// outcome and reason, that rule is extended instead.
+    /// action and logging and was decided by the same entry, that rule is extended instead.
     pub fn join(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
         let kept = self.kept(outcome, by);
         self.by_access[access as usize].join(last, kept);
@@ -215,8 +217,8 @@ impl RulesBuilder {
         let outcome = if let Some(&place) = self.places.get(outcome) {
             place
         } else {
-            // There are fewer outcomes than entries, and a policy may have far fewer entries than
-            // 32 bits can count.
+            // There are fewer different outcomes than entries, and a policy may have far fewer
+            // entries than 32 bits can count.
             let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
             self.outcomes.push(outcome.clone());
             self.places.insert(outcome.clone(), place);
@@ -229,14 +231,15 @@ impl RulesBuilder {
     }
 }
 
-/// The positions at which the rules of some MSRs were found last time.
+/// The positions at which earlier lookups of some MSRs found the rules of these MSRs.
 ///
 /// Guests access the same few registers again and again, so most lookups need no search. A wrong
 /// position, for example from a lookup in other rules, only costs a search.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hints([[u32; HINTS]; 2]);
 
-/// The number of hints in each direction. MSRs whose lowest bits differ do not share a hint.
+/// The number of hints, remembered positions of rules, in each direction. MSRs whose lowest bits
+/// differ do not share a hint.
 const HINTS: usize = 32;
 
 impl Hints {
@@ -264,17 +267,17 @@ mod tests {
         builder.finish(&deny, Arc::default())
     }
 
-    /// A stored rule takes eight bytes, because a policy of 250,000 entries may have twice as many
-    /// rules in each direction.
+    /// A stored rule takes eight bytes besides its last MSR. The size matters because a policy of
+    /// 250,000 entries may have twice as many rules in each direction.
     #[test]
-    fn stored_rule_takes_eight_bytes() {
+    fn stored_rule_takes_eight_bytes_besides_its_last_msr() {
         assert_eq!(size_of::<Kept>(), 8);
     }
 
-    /// A lookup returns the correct rule, even if its hint comes from a lookup of another MSR or in
-    /// other rules.
+    /// A lookup returns the correct rule, even if the remembered position with which the lookup
+    /// begins comes from a lookup of another MSR or in other rules.
     #[test]
-    fn rule_lookup_rejects_stale_hint() {
+    fn rule_lookup_ignores_position_remembered_for_another_msr_or_other_rules() {
         let few = rules(&[0x1f, u32::MAX]);
         let many = rules(&[0, 0x10, 0x11, 0x20, 0x3f, 0x1000, 0xc000_0082, u32::MAX]);
         let mut hints = Hints::default();

@@ -1,4 +1,4 @@
-//! Display of text that others wrote.
+//! Display of text that does not come from msrgate itself.
 //!
 //! Text from the author of a policy, from a trace or from a file's name must not move the cursor of
 //! a terminal, change the direction of writing, or hide something from a reviewer. [`is_shown`]
@@ -159,7 +159,8 @@ pub fn is_seen(lines: &str) -> bool {
     lines.chars().all(|c| reader.sees(c) || c == '\n')
 }
 
-/// Returns a visible text with the length that `c` has in UTF-8.
+/// Returns the visible text that replaces the hidden character `c`. The text is as many bytes long
+/// as `c` is in UTF-8.
 const fn instead(c: char) -> &'static str {
     match c.len_utf8() {
         1 => "?",
@@ -176,8 +177,8 @@ pub fn one_line(text: &str) -> String {
     shown(text).replace(['\n', '\t'], " ")
 }
 
-/// Returns the text for a quotation in a message: the text that [`one_line`] returns. If it has
-/// more than 80 characters, it is cut after these, and `…` follows.
+/// Returns the text for a quotation in a message: the text that [`one_line`] returns. A text of
+/// more than 80 characters is cut after the 80th, and `…` follows.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const MOST: usize = 80;
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_replaces_fifth_mark_on_a_character() {
+    fn shown_replaces_fifth_combining_mark_on_a_character() {
         let heap = |mark: &str, count| format!("a{}b", mark.repeat(count));
         for mark in ["\u{301}", "\u{e47}", "\u{1abe}", "\u{1e94a}"] {
             let four = heap(mark, 4);
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_json_escapes_only_hidden_characters() {
+    fn shown_json_escapes_hidden_characters_and_keeps_all_others() {
         assert_eq!(
             shown_json("{\n  \"a\u{7f}\u{e0041}é\"}"),
             "{\n  \"a\\u007f\\udb40\\udc41é\"}"

@@ -97,7 +97,7 @@ const fn value(value: u64) -> Response<'static> {
 }
 
 #[test]
-fn response_to_refused_access_is_a_fault_or_kill() {
+fn response_to_access_that_policy_refuses_is_a_fault_or_kill() {
     let mut machine = Machine::deny("0x10 = 'r'");
     assert_eq!(machine.read(0x11), (FAULT, Disposition::Denied));
     assert_eq!(machine.write(0x10, 1), (FAULT, Disposition::Denied));
@@ -106,7 +106,7 @@ fn response_to_refused_access_is_a_fault_or_kill() {
 }
 
 #[test]
-fn response_carries_out_value_ignore_or_handler_action_of_the_rule() {
+fn response_to_access_with_action_value_ignore_or_handler_carries_out_that_action() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",
@@ -154,7 +154,8 @@ fn write_to_emulated_register_changes_only_bits_of_its_mask() {
     assert_eq!(machine.read(0x10).0, value(5));
 }
 
-/// Each MSR of a range is a register of its own, which reads and writes share.
+/// If an entry of a policy has the action `register` for a range, each MSR of the range is an
+/// emulated register of its own. Reads and writes of the MSR use the same register.
 #[test]
 fn each_msr_of_a_register_range_is_its_own_emulated_register() {
     let mut machine = Machine::deny(
@@ -266,8 +267,8 @@ fn response_to_unknown_msr_follows_the_setting_unknown() {
         (write.response, write.disposition),
         (DONE, Disposition::Unknown)
     );
-    // The policy refuses this MSR. The filter of an earlier program had allowed the access, and KVM did
-    // not know the MSR.
+    // The policy refuses accesses to this MSR. The filter of an earlier program had allowed the access, and
+    // KVM did not know the MSR.
     let stale = machine.ask(0x10, Access::Read, 0, ExitReason::Unknown);
     assert_eq!(
         (stale.response, stale.disposition),
@@ -324,7 +325,7 @@ fn audit_mode_lets_kvm_handle_accesses_that_the_policy_refuses() {
 }
 
 #[test]
-fn log_first_opens_the_filter_and_log_all_forwards_the_access() {
+fn log_first_opens_kernel_filter_for_allowed_access_and_log_all_forwards_the_access() {
     let mut machine = Machine::deny(
         "0x10 = { read = 'allow', write = 'allow', log = 'first' }\n\
          IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
@@ -345,7 +346,7 @@ fn log_first_opens_the_filter_and_log_all_forwards_the_access() {
 }
 
 #[test]
-fn is_event_depends_on_log_and_disposition() {
+fn access_becomes_event_depending_on_log_level_and_disposition() {
     let log = |settings: &str, entries: &str, index| {
         let mut machine = Machine::new(settings, entries);
         let read = exit(index, Access::Read, 0, ExitReason::Filter);
@@ -398,7 +399,7 @@ fn verdicts_of_logging_program_open_filter_for_one_access_at_a_time() {
 }
 
 #[test]
-fn vcpu_state_under_new_program_keeps_registers_and_pins_of_both_programs() {
+fn vcpu_state_under_new_program_keeps_registers_and_pins_that_both_programs_have() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n";
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\n";
     let old = Responder::new(
@@ -432,7 +433,7 @@ fn vcpu_state_under_new_program_keeps_registers_and_pins_of_both_programs() {
 /// If a vCPU goes back from a new program to the old one, registers and pins that both programs have
 /// keep their current values, and those that only the old program has get their earlier values.
 #[test]
-fn vcpu_state_back_under_old_program_restores_values_that_only_it_has() {
+fn vcpu_state_back_under_old_program_regains_values_that_new_program_does_not_have() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
     let of = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
@@ -500,10 +501,10 @@ fn vcpu_state_restore_that_fails_changes_nothing() {
     assert_eq!(smaller.state.save(&smaller.responder), before);
 }
 
-/// `Saved::decode` reads a state that the first version of the format encoded: such bytes must always
-/// be readable.
+/// `Saved::decode` reads a state that the first version of the format encoded: the current code must still
+/// be able to read these bytes.
 #[test]
-fn saved_state_decode_reads_version_1() {
+fn saved_vcpu_state_of_format_version_1_is_still_decoded() {
     let saved = Saved {
         registers: vec![(MsrIndex::new(0x10), 5), (MsrIndex::new(0x11), u64::MAX)],
         pins: vec![(MsrIndex::new(LSTAR), 0xffff_ffff_8100_0000)],
@@ -528,7 +529,7 @@ fn saved_state_decode_refuses_truncated_or_trailing_bytes() {
 }
 
 #[test]
-fn responder_refuses_too_many_registers() {
+fn new_responder_refuses_program_with_too_many_emulated_registers() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x1000..=0x1400' = { register = { reset = 0, mask = 0 } }";
     let error = Responder::new(program(text), &cpu()).unwrap_err();
     assert_eq!(error, ResponderError::TooManyRegisters(0x401));

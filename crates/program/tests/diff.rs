@@ -139,7 +139,7 @@ fn setting_changes_with_more_accepted_gaps_are_looser() {
 }
 
 #[test]
-fn differences_lists_changed_log_of_entry_but_not_of_policy() {
+fn differences_lists_msrs_whose_entry_changes_log_but_not_a_changed_log_of_whole_policy() {
     let of = |log: &str, entry: &str, other: &str| {
         program(&format!(
             "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\n'0x10..=0x1f' = {{ read = 'allow', write = 'inherit'{entry} }}\n0x20 = {{ read = 'allow', write = 'deny'{other} }}"
@@ -183,7 +183,7 @@ const VALUES: [&str; 8] = [
     "{ read = { handler = 'b' }, write = 'deny' }",
 ];
 
-/// Generates programs over single MSRs from 0x10 to 0x1f.
+/// Generates programs whose entries have one MSR each, from 0x10 to 0x1f.
 fn any_program() -> impl Strategy<Value = Program> {
     let values = proptest::collection::vec(proptest::option::of(0..VALUES.len()), 16);
     (values, any::<bool>()).prop_map(|(values, is_open)| {
@@ -214,7 +214,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn changes_match_rules_of_each_access(old in any_program(), new in any_program()) {
+    fn changes_between_programs_match_rules_of_both_for_each_access(old in any_program(), new in any_program()) {
         let changes = changed(&old, &new);
         for (index, access) in indices().flat_map(|index| Access::ALL.map(|access| (index, access))) {
             let [was, is] = [&old, &new].map(|program| program.variants()[0].rule(index, access).action);
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn no_looser_than_is_a_partial_order_of_programs(
+    fn no_looser_than_relation_is_a_partial_order_of_programs(
         one in any_program(), two in any_program(), three in any_program(),
     ) {
         prop_assert!(is_within(&one, &one));

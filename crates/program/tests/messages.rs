@@ -100,7 +100,7 @@ fn responder_errors_have_messages() {
 /// Names in a saved state, in a program and in CPUID come from outside and may contain control
 /// characters; error messages show them within one line.
 #[test]
-fn program_errors_show_control_characters_of_names_in_one_line() {
+fn program_errors_show_names_with_control_characters_in_one_line() {
     let cpu = Cpu {
         vendor: HOSTILE.into(),
         family: 6,

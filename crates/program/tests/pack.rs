@@ -116,8 +116,9 @@ fn pack_fits_0x30000_consecutive_msrs_and_refuses_one_more() {
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 349_520));
 }
 
-/// Finds the fewest windows by trying all sets of windows over a smaller space: a window has
-/// `length` MSRs instead of 0x3000, and each MSR has one need.
+/// Finds the fewest windows by trying all sets of windows over a smaller space, in which a window
+/// has `length` MSRs instead of 0x3000. `needs` has the directions in which each MSR needs a
+/// window.
 fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
     // A map from the positions up to which the windows of the three colours reach, to the fewest
     // windows that reach so far.
@@ -192,8 +193,9 @@ proptest! {
         prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
     }
 
-    /// The packed filter of a random policy decides every access as the policy does. The entries
-    /// lie where a filter may be wrong: near the x2APIC registers, at both ends, and far apart.
+    /// The packed filter of a random policy decides every access as the policy does. The policy's
+    /// entries lie where a mistake of the packer is likely: near the x2APIC registers, at the
+    /// lowest and the highest MSRs, and far apart.
     #[test]
     fn packed_filter_decides_each_access_as_the_policy(
         entries in prop::collection::vec(

@@ -83,7 +83,7 @@ fn program_reasons_contain_only_exit_reasons_that_its_rules_need() {
 }
 
 #[test]
-fn program_digest_ignores_spelling_of_the_policy() {
+fn program_digest_is_equal_for_policies_that_say_the_same_in_other_words() {
     let digest = |text: &str| small(text).digest();
     let one = digest("[msrs]\n'0x10..=0x12' = 'r'\n0x12 = 'rw'\n0x20 = 'w'");
     let other = digest(
@@ -129,9 +129,9 @@ fn program_decode_refuses_truncated_or_trailing_bytes() {
     assert_eq!(Program::decode(&bytes), Err(ProgramError::Trailing { at }));
 }
 
-/// If one byte is changed, `decode` fails, or the program still has the same digest. The digest
-/// covers the rules and the settings, and `decode` compares the filter and the exit reasons with the rules.
-/// Most other bytes only tell where decisions come from.
+/// If one byte of an encoded program is changed, `decode` fails, or the decoded program still has the same
+/// digest. The digest covers the rules and the settings, and `decode` compares the filter and the exit
+/// reasons with the rules. Most other bytes only tell where decisions come from.
 #[test]
 fn program_decode_refuses_changed_byte_that_would_change_behaviour() {
     let before = program(EVERYTHING);
@@ -236,10 +236,10 @@ fn program_of_filter_has_rules_that_match_the_filter() {
     assert_eq!(Program::decode(&program.encode()), Ok(program));
 }
 
-/// `Program::decode` reads a program file of format version 1, `fixtures/program-v1.msrg`, and gives it
-/// the same meaning as ever.
+/// `Program::decode` reads a program file of format version 1, `fixtures/program-v1.msrg`, and finds in it
+/// the program that `fixtures/program-v1.toml` compiles to.
 #[test]
-fn program_decode_reads_version_1() {
+fn program_file_of_format_version_1_is_still_decoded() {
     let bytes = include_bytes!("fixtures/program-v1.msrg");
     let source = Source::new("program-v1.toml", include_str!("fixtures/program-v1.toml"));
     let compiled = compile(parse(&source, &mut NoIncludes).unwrap()).unwrap();

@@ -30,7 +30,7 @@ fn ranges_of(mut is_in: impl FnMut(char) -> bool) -> Vec<(char, char)> {
 }
 
 #[test]
-fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
+fn is_shown_refuses_exactly_the_hidden_character_classes_of_unicode() {
     let hidden = r"[
         \p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}
         \p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}
@@ -45,9 +45,10 @@ fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
     );
 }
 
-/// The planes that are refused as a whole contain only hidden characters.
+/// Those planes of Unicode for which [`is_shown`] always returns false contain only hidden
+/// characters.
 #[test]
-fn is_shown_refuses_no_whole_plane_that_has_letters() {
+fn unicode_planes_that_is_shown_refuses_as_a_whole_have_no_visible_character() {
     let hidden = r"[[\p{Cn}\p{Co}\p{Default_Ignorable_Code_Point}]&&[\x{40000}-\x{10ffff}]]";
     assert_eq!(ranges(hidden), [('\u{40000}', char::MAX)]);
 }

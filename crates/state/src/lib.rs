@@ -23,11 +23,13 @@
 //! - *place*: an entry of the page for the accesses of one kind. The number of places is fixed.
 #![forbid(unsafe_code)]
 
+mod descriptors;
 mod key;
 mod layout;
 mod page;
 mod snapshot;
 
+pub use descriptors::lowest_library_fd;
 pub use key::Kind;
 pub use layout::{BUILD, BadPage, Layout, MAGIC, MAX_PROGRAM, NewRun};
 pub use page::{Limited, Page, Seen};

@@ -1,4 +1,4 @@
-//! The machine on which the tests run.
+//! The machine on which the tests run, and the lines that tests print.
 
 use std::io::Write;
 
@@ -25,7 +25,8 @@ pub fn host() -> Option<HostCaps> {
     }
 }
 
-/// Prints a line to stderr even if the test passes; the test harness would hide what `eprintln` prints.
+/// Prints a line to stderr that is seen even if the test passes. The test harness would hide a line printed
+/// with `eprintln`.
 pub fn say(line: &str) {
     // One write, so that no other test's line is mixed into this one. A closed stderr does not fail the
     // test.

@@ -48,8 +48,8 @@ fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     found
 }
 
-/// Returns the messages of these errors. The caller puts [`HOSTILE`] into each field of text; the examples
-/// must include every variant with such a field.
+/// Returns the messages of these errors. The caller puts [`HOSTILE`] into each field of the errors that is
+/// text; `examples` must have an error of every variant with such a field.
 ///
 /// # Panics
 /// Panics if the source has no enum of this name, or if a variant with text has no example.
@@ -65,15 +65,15 @@ pub fn messages_with_text<E: Debug + Display>(
     examples.iter().map(ToString::to_string).collect()
 }
 
-/// Returns the name of a value's variant, taken from the value's `Debug` output.
+/// Returns the name of an error's variant, taken from the error's `Debug` output.
 fn variant(error: &impl Debug) -> String {
     let debug = format!("{error:?}");
     let end = debug.find(|c: char| !c.is_ascii_alphanumeric());
     debug[..end.unwrap_or(debug.len())].to_owned()
 }
 
-/// Returns a line with the message of each example, followed by a line with its help if there is any. The
-/// lines are in the order of the enum's variants.
+/// Returns a line with the message of each error in `examples`, followed by a line with the error's help if
+/// it has one. The lines are in the order of the enum's variants.
 ///
 /// # Panics
 /// Panics if the source has no enum of this name, or if a variant has no example.

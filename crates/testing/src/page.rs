@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use msrgate_program::Origin;
 use msrgate_state::{Kind, Limited, NewRun, Page, Seen, Snapshot};
 
-/// Returns the snapshot of a run with one VM whose vCPU 0 has made these accesses. Their times are 0, 1, 2 and so on.
+/// Returns the snapshot of a run with one VM whose vCPU 0 has made these accesses. The accesses have the
+/// times 0, 1, 2 and so on.
 ///
 /// # Panics
-/// The state page cannot be made or read.
+/// Panics if the state page cannot be made or read.
 pub fn snapshot_after(accesses: impl IntoIterator<Item = Kind>) -> Snapshot {
     let new = NewRun {
         cookie: 7,

@@ -1,5 +1,5 @@
-//! Accesses for which the gate has different dispositions, for tests of its answers and for benches of their
-//! cost.
+//! Guest accesses that cover the gate's dispositions, for tests of the gate's answers and for benches of the
+//! time that an answer takes.
 //!
 //! The accesses run on a [`PaperVcpu`], a vCPU without a kernel.
 
@@ -27,16 +27,17 @@ pub struct Case {
 pub enum Before {
     /// The vCPU needs no preparation.
     Nothing,
-    /// The VMM sets the case's register, and the guest has not written the register since.
+    /// The VMM sets the register that the case accesses. The guest does not write the register
+    /// before the access.
     HostWrote,
-    /// The guest writes this value to the case's register.
+    /// The guest writes this value to the register that the case accesses.
     Write(u64),
-    /// The guest accesses two registers that share a slot of the vCPU's cache of rules with the case's
-    /// register, so that the cache has no rule for the case.
+    /// The guest accesses two other registers that share a slot of the vCPU's cache of rules with the
+    /// register that the case accesses. So the cache has no rule for that register.
     Elsewhere,
 }
 
-/// Returns a policy of 500 entries that has every action.
+/// Returns the text of a policy of 500 entries, in which every action occurs.
 #[must_use]
 pub fn policy() -> String {
     let fillers = (0..500 - ENTRIES.lines().count()).map(|number| {
@@ -154,7 +155,7 @@ pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
     ]
 }
 
-/// Creates a vCPU that has a gate, but no kernel behind it.
+/// Creates a vCPU that has a gate, but no vCPU of the kernel behind the gate.
 ///
 /// # Errors
 /// Returns the errors of [`Gate::vcpu`].

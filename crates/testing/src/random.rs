@@ -32,17 +32,18 @@ struct EntryPlan {
     is_final: bool,
 }
 
-/// A plan of the key of a policy's entry.
+/// The key that an entry of a random policy is to have.
 #[derive(Clone, Debug)]
 enum KeyPlan {
     Own(String),
-    /// A key that an outer section has already, so that the entry overrides that section's entry. The
-    /// outer section is that of the included file or, for an entry in a `[[when]]`, also `[msrs]`.
+    /// The key of an entry in an outer section, which the entry with this key then overrides. The outer
+    /// section is the `[msrs]` of the included file or, for an entry in a `[[when]]`, also the policy's own
+    /// `[msrs]`.
     Outer(Index),
 }
 
-/// A random policy after compilation. Entries that contradict earlier entries, or with which the policy
-/// does not fit a filter, were left out.
+/// A random policy that has been compiled. The policy lacks those generated entries that contradict earlier
+/// entries, or with which the policy would not fit a filter.
 #[derive(Debug)]
 pub struct Drawn {
     /// The text of the included file, if there is one, and after it the policy's text.
@@ -55,7 +56,8 @@ pub struct Drawn {
     pub finals: usize,
 }
 
-/// Generates policies with entries of all kinds; many entries lie within others.
+/// Generates policies with entries of all kinds. Many entries cover MSRs that lie within the range
+/// of another entry.
 pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     const CPUS: [&str; 5] = [
         "{ vendor = \"GenuineIntel\" }",

@@ -21,8 +21,8 @@ pub fn seed() -> u64 {
     seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }
 
-/// Returns a generator of random values. With the same seed, a different number `worker` of a thread
-/// leads to different values.
+/// Returns a generator of random values for the thread with the number `worker`. Threads with the
+/// same seed and different numbers get different values.
 #[must_use]
 pub fn runner(seed: u64, worker: u32) -> TestRunner {
     let mut bytes = [0; 32];

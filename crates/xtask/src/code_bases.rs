@@ -2,7 +2,7 @@
 //! public files into `crates/policy/data`.
 //!
 //! FOLDER has one folder for each code base, with copies of the files that [`ALL`] lists. Only the names and
-//! the numbers are taken; they are facts. A code base without a folder keeps the names that it has.
+//! the numbers are taken; they are facts. If a code base has no folder in FOLDER, its list stays unchanged.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,13 +15,14 @@ use crate::generated::write;
 
 /// A project whose code names registers.
 pub(crate) struct CodeBase {
-    /// The name of its folder, and a part of the name of its list.
+    /// The name of the folder with copies of the project's files. The name is also a part of the
+    /// file name of the project's list of registers.
     pub(crate) folder: &'static str,
-    /// The project's name, and the files that the names are from.
+    /// The project's name, and the files of the project that the names of registers are taken from.
     pub(crate) origin: &'static str,
-    /// The licence of those files.
+    /// The licence of the files that the names are taken from.
     pub(crate) licence: &'static str,
-    /// The beginnings of the constants that are names of registers.
+    /// The prefixes of those constants of the project that name registers, such as `MSR_`.
     prefixes: &'static [&'static str],
 }
 
@@ -60,13 +61,14 @@ pub(crate) const ALL: [CodeBase; 5] = [
 ];
 
 impl CodeBase {
-    /// Returns the file in `data` that has the names.
+    /// Returns the path of the file in the folder `data` that has this code base's list of names.
     pub(crate) fn list(&self, data: &Path) -> PathBuf {
         data.join(format!("msr-names-{}.tsv", self.folder))
     }
 }
 
-/// Writes the list of each code base that has a folder in `from`, and says how many names there are.
+/// Writes the list of names of each code base that has a folder in `from`, and prints how many
+/// names the list has.
 pub(crate) fn take(from: &Path, data: &Path) -> anyhow::Result<()> {
     let mut taken = 0;
     for base in &ALL {
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn constant_reads_definitions_of_registers_only() {
+    fn constant_is_read_from_definitions_of_registers_only() {
         let [freebsd, .., xen, rust] = &ALL;
         for (base, line, wanted) in [
             (

@@ -1,4 +1,5 @@
-//! The page that maps numbered statements, promises and claims to the tests that show them.
+//! The page `docs/evidence.md`, which names the tests for each numbered statement or claim of the
+//! documents.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,8 +10,8 @@ use serde::Deserialize;
 
 use crate::generated::{compare, write};
 
-/// The text at the head of `docs/evidence.md`. `crates/cli/tests/docs.rs` reads the lists after this
-/// text.
+/// The text at the head of `docs/evidence.md`. The test in `crates/cli/tests/docs.rs` reads the
+/// lists that follow this text.
 const HEAD: &str = "\
 # Evidence
 
@@ -51,7 +52,8 @@ struct Claim {
     title: String,
     #[serde(default)]
     tests: Vec<String>,
-    /// The numbers of the doctor's statements that show the claim.
+    /// The numbers of the statements that `msrgate doctor` checks on the host and that show the
+    /// claim.
     #[serde(default)]
     doctor: Vec<String>,
     /// The part of the claim that no test shows, and the reason.

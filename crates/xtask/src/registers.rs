@@ -29,7 +29,8 @@ pub(crate) fn regenerate(policy: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns a line for each code base: how many of its names the table has.
+/// Returns a line for each code base, which says how many of the code base's names the register
+/// table has.
 fn counts(mentions: &[Mention], rows: &[Row]) -> Vec<String> {
     let mut meanings: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for row in rows {
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn register_names_of_linux_and_ia32_doc_keep_their_index() {
+    fn each_register_name_of_linux_and_ia32_doc_finds_the_msr_that_it_has_there() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
         let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
         let mut names = 0;
@@ -118,11 +119,12 @@ mod tests {
         assert!(names > 900, "{names}");
     }
 
-    /// Each name of FreeBSD, illumos, OpenVMM, Xen and the crate `x86` means its register. Some mean another
-    /// one, too. The names that a rule of [`weed`] drops, and three names of the SDM of old processors, mean
-    /// none.
+    /// In the register table, each name that FreeBSD, illumos, OpenVMM, Xen or the crate `x86` gives to a
+    /// register stands for that register. Some of these names stand for a second register, too. The
+    /// exceptions are the names that a rule of [`weed`] drops, and two names that the SDM gives to registers
+    /// of old processors.
     #[test]
-    fn names_of_code_bases_mean_their_registers() {
+    fn each_name_that_a_code_base_gives_to_a_register_finds_that_register_in_the_table() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
         let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
         let mut lost = Vec::new();

@@ -86,6 +86,22 @@ fn event_of_log_denied_is_refusal() {
     assert_eq!(seen, ["deny", "0x8b", "read"]);
 }
 
+/// Three writes and four reads come to the gate. The first of each exits for the filter, too.
+#[test]
+fn audit_counts_access_of_refused_and_unknown_msr_once() {
+    let denies = "unknown = { read = 'deny', write = 'deny', log = 'first' }\n[msrs]\n0x12345678 = { read = 'deny', write = 'deny' }";
+    let Some(lab) = Lab::with_kvm(&policy(denies)) else {
+        return;
+    };
+    let vmm = lab.build("answers.c", &[]);
+    let ran = ran(lab.exec(&["--audit"]).arg(vmm).arg("unknown"));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let kinds = ran.err.lines().filter(|line| line.contains("0x12345678"));
+    assert_eq!(kinds.count(), 4, "{}", ran.err);
+    let wanted = "would have refused at least 7 accesses\n";
+    assert!(ran.err.contains(wanted), "{}", ran.err);
+}
+
 /// QEMU sets its filter anew for each register of `rapl`, with one range more.
 #[test]
 fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {

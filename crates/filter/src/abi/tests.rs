@@ -159,7 +159,7 @@ fn narrowed(mut request: Request) -> Request {
 }
 
 proptest! {
-    /// S1.7: any struct, valid or not, is unchanged after encoding and decoding.
+    /// S1.7: any `struct kvm_msr_filter`, valid or not, is unchanged after encoding and decoding.
     #[test]
     fn request_decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
         let wide = Request { flags, ranges };
@@ -171,7 +171,8 @@ proptest! {
         }
     }
 
-    /// Any bytes, except for padding, are unchanged after decoding and encoding.
+    /// If any bytes are decoded as a `struct kvm_msr_filter` and encoded again, all of them except
+    /// for padding are unchanged.
     #[test]
     fn request_encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
         let request = Request::decode(&bytes, CallerWidth::Bits32).unwrap();

@@ -64,7 +64,7 @@ fn computed<L: Layout>(
     map
 }
 
-/// Returns a function that decides `here` on the access `wanted`, and `elsewhere` on every other access.
+/// Returns a function that returns `here` for the access `wanted`, and `elsewhere` for every other access.
 fn only(
     wanted: (MsrIndex, Access),
     here: Verdict,
@@ -169,7 +169,7 @@ fn reserved_bytes_of_svm_map_stay_ones() {
 
 /// S6.3: an access passes only if the hypervisor wants it to and the filter allows it.
 #[test]
-fn recompute_of_intercept_map_passes_only_wanted_and_allowed_accesses() {
+fn recomputed_intercept_map_passes_accesses_that_hypervisor_wants_and_filter_allows() {
     let index = MsrIndex::new(0x10);
     for wanted in [PassThrough::Wanted, PassThrough::Unwanted] {
         for allowed in [Verdict::Allow, Verdict::Deny] {
@@ -202,7 +202,7 @@ fn recompute_of_intercept_map_ignores_filter_for_x2apic() {
 
 /// S6.3: `recompute` sets every bit of the map, so that no bit of an earlier computation remains.
 #[test]
-fn recompute_of_intercept_map_forgets_earlier_bits() {
+fn recompute_of_intercept_map_leaves_no_bit_of_an_earlier_computation() {
     let mut map = SvmMap::exit_all();
     map.recompute(want_all, allow_all);
     map.recompute(|_, _| PassThrough::Unwanted, allow_all);
@@ -213,7 +213,7 @@ fn recompute_of_intercept_map_forgets_earlier_bits() {
 /// Both maps have the size that the manuals say, and begin at a page: the processor takes only a
 /// physical address whose low 12 bits are 0.
 #[test]
-fn intercept_maps_are_page_aligned() {
+fn intercept_maps_have_the_size_of_the_manuals_and_page_alignment() {
     assert_eq!(
         (size_of::<VmxBitmap>(), align_of::<VmxBitmap>()),
         (4096, 4096)
@@ -296,7 +296,7 @@ proptest! {
     /// S6.1 to S6.4: under a random filter, every bit of both maps is as a slow and obvious loop
     /// computes it.
     #[test]
-    fn recompute_of_intercept_map_matches_obvious_loop(seed: u64) {
+    fn recompute_of_intercept_map_matches_slow_loop_over_all_bits(seed: u64) {
         let filter = filter(seed);
         let decide = |index, access| filter.decide(index, access);
         let vmx = computed::<Vmx>(wants(seed), decide);

@@ -103,7 +103,7 @@ proptest! {
     /// S3.1 to S3.6: under a random filter, `decide` returns the same decision as the slow loop,
     /// for MSRs within the ranges, at their edges, and anywhere.
     #[test]
-    fn decide_matches_obvious_loop(
+    fn filter_decides_as_slow_loop_over_its_ranges(
         filter in filter(),
         picks in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..0x3100), 64),
         anywhere in prop::collection::vec(any::<u32>(), 32),
@@ -136,7 +136,7 @@ fn largest(accesses: Accesses) -> Filter {
 }
 
 #[test]
-fn largest_lookup_table_fits_max_words_and_footprint() {
+fn largest_lookup_table_stays_within_max_words_and_documented_footprint() {
     let filter = largest(Accesses::Both);
     assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
     assert!(
@@ -147,7 +147,7 @@ fn largest_lookup_table_fits_max_words_and_footprint() {
 }
 
 #[test]
-fn new_filter_frees_spare_capacity_of_ranges() {
+fn new_filter_frees_spare_capacity_of_its_list_of_ranges() {
     let mut ranges = Vec::with_capacity(1 << 20);
     ranges.extend_from_slice(largest(Accesses::Both).ranges());
     let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, ranges).unwrap();

@@ -1,5 +1,5 @@
 //! Model tests of publication. loom runs a few readers and writers in all interleavings and
-//! reorderings that it models, with up to three preemptions each. Run them with:
+//! reorderings that it models, with up to three preemptions each. Run these tests with:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p msrgate-filter --release --lib publish::model

@@ -13,7 +13,8 @@ const NOWHERE: UserAddress = UserAddress::new(0xdead_0000);
 /// The number of readable bytes at [`BITMAPS`]: the bitmap of one full range.
 const READABLE: usize = 0x600;
 
-/// Makes the set call with this struct. The memory of the bitmaps is `READABLE` bytes of ones.
+/// Makes a `KVM_X86_SET_MSR_FILTER` call with this struct. The memory of the bitmaps is `READABLE`
+/// bytes, all of whose bits are 1.
 fn call(revision: Revision, width: CallerWidth, request: &Request) -> SetCall {
     let bytes = request.encode(width).unwrap();
     let memory = [
@@ -40,7 +41,7 @@ fn request<const N: usize>(flags: u32, ranges: [(usize, RangeRequest); N]) -> Re
     request
 }
 
-/// Creates a range of reads and writes from 0x10 on.
+/// Creates a range of `nmsrs` MSRs from 0x10 on, for reads and writes.
 fn range(nmsrs: u32) -> RangeRequest {
     RangeRequest {
         flags: 3,
@@ -338,7 +339,8 @@ fn s2_6_set_accepts_overlapping_and_wrapping_ranges() {
     ]);
 }
 
-/// S2.1: if one byte of the struct is not readable, no filter is published, on v6 either.
+/// S2.1: if one byte of `struct kvm_msr_filter` is not readable, the call puts no filter into
+/// effect, neither on mainline nor on v6.
 #[test]
 fn s2_1_set_fails_if_a_byte_of_the_struct_is_unreadable() {
     let cases = [
@@ -371,7 +373,7 @@ fn s2_1_set_fails_if_a_byte_of_the_struct_is_unreadable() {
     }
 }
 
-/// S1.6: v6 has no call for 32-bit callers, whatever the argument.
+/// S1.6: v6 does not have the ioctl for 32-bit callers, whatever the argument is.
 #[test]
 fn s1_6_v6_refuses_32_bit_callers() {
     let memory = Segment {
@@ -420,8 +422,8 @@ fn s2_7_v6_publishes_unfinished_filter_after_each_range() {
     assert_eq!(verdict(whole, 0x20), Verdict::Allow);
 }
 
-/// S2.7 on v6: a failed call leaves the ranges before the invalid one. If the first range is
-/// invalid, every access is allowed.
+/// S2.7 on v6: a call that fails because of an invalid range leaves a filter of the ranges before
+/// that range. If the first range is invalid, every access is allowed.
 #[test]
 fn s2_7_failed_set_on_v6_leaves_ranges_before_the_invalid_one() {
     let after_good = request(1, [(0, range(1)), (1, unreadable(1)), (2, range(1))]);
@@ -450,7 +452,7 @@ fn s3_6_set_drops_bitmap_bits_past_the_last_msr() {
 }
 
 #[test]
-fn set_error_messages_name_range_and_remedy() {
+fn set_error_messages_name_the_invalid_range_and_a_remedy() {
     let mainline = |request: Request| {
         call(Revision::Mainline, CallerWidth::Bits64, &request)
             .result()

@@ -9,13 +9,13 @@ use crate::msr::{Access, MsrIndex};
 /// The virtualization extension that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hardware {
-    /// Intel's extension, VMX.
+    /// Intel's virtualization extension, VMX.
     Vmx,
-    /// AMD's extension, SVM.
+    /// AMD's virtualization extension, SVM.
     Svm,
 }
 
-/// The processor's handling of an MSR access, by its intercept bitmap.
+/// The processor's handling of an MSR access of the guest, as the intercept bitmap says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intercept {
     /// The access leaves guest mode.
@@ -26,11 +26,11 @@ pub(super) enum Intercept {
 
 /// The MSR accesses that leave guest mode, by the intercept bitmap of the vCPU.
 pub(super) enum Intercepts {
-    /// All accesses: the hypervisor passes nothing through.
+    /// All accesses leave guest mode: the hypervisor uses no intercept bitmap.
     All,
-    /// The accesses whose bit in this bitmap is 1.
+    /// The accesses whose bit in this VMX bitmap is 1 leave guest mode.
     Vmx(Wants, Box<VmxBitmap>),
-    /// The accesses whose bit in this map is 1.
+    /// The accesses whose bit in this SVM map is 1 leave guest mode.
     Svm(Wants, Box<SvmMap>),
 }
 
@@ -38,7 +38,8 @@ pub(super) enum Intercepts {
 type Wants = Box<dyn Fn(MsrIndex, Access) -> PassThrough + Send>;
 
 impl Intercepts {
-    /// Creates the bitmap of this hardware. Every access exits until the bitmap is computed.
+    /// Creates the intercept bitmap for this virtualization extension. Every access exits until the
+    /// bitmap is computed.
     pub(super) fn new(
         hardware: Hardware,
         wants: impl Fn(MsrIndex, Access) -> PassThrough + Send + 'static,

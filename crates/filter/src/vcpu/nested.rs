@@ -37,7 +37,8 @@ pub struct ListFailure {
 
 impl<R: Registers> Vcpu<R> {
     /// Handles one element of an MSR list of a guest hypervisor. The guest made the list, so both
-    /// revisions ask the filter. The revisions differ in the MSRs that are exempt (S3.1).
+    /// revisions of KVM ask the filter. The two revisions of KVM exempt different MSRs from the
+    /// filter (S3.1).
     pub fn nested_list_access(&mut self, index: MsrIndex, access: ListAccess) -> ListOutcome {
         let result = match access {
             ListAccess::Load(value) => self.guest_write(index, value).map(|()| ListOutcome::Loaded),

@@ -6,11 +6,12 @@ use crate::intercept::PassThrough;
 use crate::msr::{Access, MsrIndex};
 
 impl<R> Vcpu<R> {
-    /// Runs the guest on this hardware. The hardware passes an access through if `wants` returns
-    /// [`PassThrough::Wanted`] and the filter allows the access (S6.3).
+    /// Runs the guest on a processor with this virtualization extension. The processor passes an
+    /// access through if `wants` returns [`PassThrough::Wanted`] and the filter allows the access
+    /// (S6.3).
     ///
-    /// Before the first call every access exits. `wants` must not set a filter: the set call would
-    /// wait forever for `wants` to return.
+    /// Before the first call of this function, every access exits. `wants` must not set a filter:
+    /// the call that sets it would wait forever for `wants` to return.
     pub fn pass_through(
         &mut self,
         hardware: Hardware,
@@ -34,10 +35,10 @@ impl<R> Vcpu<R> {
         }
     }
 
-    /// Recomputes the vCPU's intercept bitmap from one filter. The request is marked as handled before
-    /// the filter is read, so that a filter that is published during the recomputation leaves a new
-    /// request. A set call waits until the recomputation is done, which takes some 50,000 decisions at
-    /// most.
+    /// Recomputes the whole intercept bitmap of the vCPU, all of it from one filter of the VM. The request
+    /// is marked as handled before the filter is read, so that a filter that is published during the
+    /// recomputation leaves a new request. A set call waits until the recomputation is done, which takes
+    /// some 50,000 decisions at most.
     fn recompute(&mut self) {
         self.seen = self.shared.changes();
         let intercepts = &mut self.intercepts;

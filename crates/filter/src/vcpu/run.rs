@@ -33,7 +33,7 @@ impl Instruction {
 /// The reason why the vCPU stopped.
 ///
 /// KVM itself does not return to user space after an instruction, or on a #GP that the guest
-/// handles. The model does, so that its caller can look at the vCPU.
+/// handles. This model returns in both cases, so that its caller can look at the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunExit {
     /// The instruction is complete, and RIP is past it: the processor or KVM has executed the
@@ -62,9 +62,10 @@ pub enum Entry<'a, R> {
     Finished(RunExit),
 }
 
-/// A vCPU in guest mode. It does not see requests until it leaves guest mode (S7).
+/// A vCPU in guest mode. The vCPU does not see requests of KVM until it leaves guest mode (S7).
 ///
-/// Dropping this value leaves guest mode, as the kick of a request or any interrupt does.
+/// Dropping this value makes the vCPU leave guest mode, as a request that kicks the vCPU or any
+/// interrupt does.
 pub struct GuestMode<'a, R> {
     vcpu: &'a mut Vcpu<R>,
 }
@@ -116,7 +117,7 @@ impl<R: Registers> Vcpu<R> {
     }
 
     /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome with which `KVM_RUN`
-    /// ends, or `None` if it goes on.
+    /// ends, or `None` if `KVM_RUN` goes on.
     fn complete(&mut self) -> Option<RunExit> {
         let Pending { exit, reply } = self.pending.take()?;
         if reply.error == 0 {
@@ -181,7 +182,7 @@ impl<R: Registers> Vcpu<R> {
     }
 
     /// Refuses a failed access. The access exits if its reason is in the mask, else the guest gets
-    /// #GP. No other reason is tried (S5.2).
+    /// #GP. KVM does not report the failure with any other reason (S5.2).
     fn refuse(&mut self, access: Access, reason: ExitReason) -> RunExit {
         let revision = self.shared.revision();
         if !self.shared.reasons().contains(revision, reason) {

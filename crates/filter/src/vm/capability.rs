@@ -38,9 +38,9 @@ impl Capability {
 pub struct Extension(i32);
 
 impl Extension {
-    /// The kernel does not have the capability.
+    /// The kernel does not have the capability: `KVM_CHECK_EXTENSION` returns 0.
     pub const ABSENT: Self = Self(0);
-    /// The kernel has the capability, and says no more about it.
+    /// The kernel has the capability: `KVM_CHECK_EXTENSION` returns 1.
     pub const PRESENT: Self = Self(1);
 
     /// The number that `KVM_CHECK_EXTENSION` returns.

@@ -6,12 +6,14 @@ use msrgate_filter::{Filter, SetError, Vm};
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 const BITMAPS: UserAddress = UserAddress::new(0x10_0000);
 
-/// Sets the filter from the bytes of the struct, as a process does.
+/// Encodes the filter as the bytes of `struct kvm_msr_filter`, and sets it by these bytes, as a
+/// process does.
 pub(crate) fn set(vm: &Vm, width: CallerWidth, filter: &Filter) -> Result<(), SetError> {
     edited(vm, width, filter, |_| ())
 }
 
-/// Sets the filter from the bytes of the struct after `edit` has changed the struct.
+/// Sets the filter from the bytes of `struct kvm_msr_filter`, after `edit` has changed fields of
+/// the struct.
 pub(crate) fn edited(
     vm: &Vm,
     width: CallerWidth,

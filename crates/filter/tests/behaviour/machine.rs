@@ -5,11 +5,11 @@ use msrgate_filter::{
     MsrIndex, Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
 };
 
-/// A register that accepts any value.
+/// The index of a register that accepts any value.
 pub(crate) const PLAIN: MsrIndex = MsrIndex::new(0x10);
-/// A register whose upper 32 bits are reserved.
+/// The index of a register whose upper 32 bits are reserved.
 pub(crate) const PICKY: MsrIndex = MsrIndex::new(0x277);
-/// An x2APIC register that accepts any value.
+/// The index of an x2APIC register that accepts any value.
 pub(crate) const X2APIC_TPR: MsrIndex = MsrIndex::new(0x808);
 /// An index that no register has.
 pub(crate) const MISSING: MsrIndex = MsrIndex::new(0xdead);
@@ -53,7 +53,8 @@ pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrInde
     Filter::new(revision, DefaultAction::Allow, ranges).expect("a few ranges")
 }
 
-/// Creates a VM and its vCPU. These MSRs are denied in both directions, and every failure exits.
+/// Creates a VM with one vCPU. The VM's filter denies reads and writes of the MSRs in `denied`, and
+/// every access that fails exits to user space.
 pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<RegisterMap>) {
     let vm = vm(revision, &ExitReason::ALL);
     vm.set_filter(&denying(revision, Accesses::Both, denied))
@@ -62,8 +63,8 @@ pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<Regi
     (vm, vcpu)
 }
 
-/// Returns the registers of a guest with this index in ECX and this value in EDX:EAX. The upper
-/// halves contain rubbish.
+/// Returns the general registers of a guest with this index in ECX and this value in EDX:EAX. The
+/// upper 32 bits of RAX, RCX and RDX are not 0.
 pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
     Gprs {
         rax: 0xaaaa_aaaa_0000_0000 | value & 0xffff_ffff,
@@ -88,7 +89,7 @@ pub(crate) fn write(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex, value: u64) -
     vcpu.run(Instruction::Wrmsr)
 }
 
-/// The reason of the exit, if the outcome is an MSR exit.
+/// Returns the exit reason if the outcome is an MSR exit.
 pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     match outcome {
         RunExit::Msr(Exit { reason, .. }) => Some(reason),
@@ -96,5 +97,5 @@ pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     }
 }
 
-/// The outcome of a correct #GP: RIP is at the instruction.
+/// The outcome of a #GP with the correct RIP: the address of the RDMSR or WRMSR.
 pub(crate) const FAULT: RunExit = RunExit::GeneralProtection { rip: AT };

@@ -1,6 +1,6 @@
 //! Tests of the VM and its vCPUs, for each statement of `docs/kvm-semantics.md`. A test is named
-//! after its statement, and runs on every revision to which the statement applies. No device is
-//! needed.
+//! after its statement, and runs on every revision to which the statement applies. The tests need
+//! no `/dev/kvm`.
 
 mod caller;
 mod machine;

@@ -1,4 +1,4 @@
-//! S1: numbers, and the two capabilities.
+//! S1: the numbers and offsets of KVM's interface, and the two capabilities.
 
 use msrgate_filter::{
     Access, Capability, Errno, Exit, ExitReason, Extension, ReasonMask, Revision, RunLayout, Vm,
@@ -149,7 +149,7 @@ fn s1_9_enable_cap_refuses_capabilities_other_than_user_space_msr() {
 }
 
 #[test]
-fn s1_10_v6_capability_numbers_mislead_a_probe_on_mainline() {
+fn s1_10_capability_numbers_of_v6_find_other_capabilities_on_mainline() {
     let vm = Vm::new(Revision::Mainline);
     for capability in [184, 185].map(Capability::new) {
         assert_eq!(vm.check_extension(capability), Extension::PRESENT);

@@ -40,7 +40,7 @@ fn s2_5_set_msr_filter_takes_effect_and_requests_recompute() {
 /// nothing from the vCPUs. v6 leaves a filter of the first range under the new default action, and
 /// requests all vCPUs to recompute their hardware bitmaps.
 #[test]
-fn s2_7_failed_set_keeps_filter_on_mainline() {
+fn s2_7_failed_set_keeps_old_filter_on_mainline_but_not_on_v6() {
     for (revision, expected) in [
         (Revision::Mainline, [Deny, Allow, Allow]),
         (Revision::V6, [Allow, Deny, Allow]),
@@ -61,7 +61,7 @@ fn s2_7_failed_set_keeps_filter_on_mainline() {
 }
 
 #[test]
-fn s2_7_set_with_invalid_first_range_allows_all_on_v6() {
+fn s2_7_failed_set_with_invalid_first_range_leaves_every_access_allowed_on_v6() {
     for (revision, expected) in [(Revision::Mainline, Deny), (Revision::V6, Allow)] {
         let vm = Vm::new(revision);
         let filter = denying(revision, Accesses::Both, &[PLAIN]);
@@ -78,7 +78,7 @@ fn s2_7_set_with_invalid_first_range_allows_all_on_v6() {
 /// If the struct cannot be read, both revisions keep the filter: v6 tears it down only after it has
 /// read the struct.
 #[test]
-fn s2_1_unreadable_struct_keeps_filter() {
+fn s2_1_set_with_unreadable_struct_keeps_old_filter() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
         vm.set_filter(&denying(revision, Accesses::Both, &[PLAIN]))

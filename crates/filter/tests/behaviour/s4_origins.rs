@@ -9,7 +9,7 @@ use crate::machine::{
 };
 
 #[test]
-fn s4_host_accesses_are_not_filtered() {
+fn s4_get_msrs_and_set_msrs_of_the_host_are_not_filtered() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN, PICKY]);
         assert_eq!(vcpu.host_read(PLAIN), Ok(INITIAL));
@@ -21,8 +21,8 @@ fn s4_host_accesses_are_not_filtered() {
     }
 }
 
-/// Above CPL 0 the guest gets #GP, even for a register that the filter allows, and even if the mask
-/// makes every failed access exit.
+/// If the guest's code runs above CPL 0, an RDMSR or WRMSR gets #GP, even if the filter allows the
+/// register, and even if the reason mask makes every failed access exit.
 #[test]
 fn s4_access_above_cpl_0_faults_before_the_filter_is_asked() {
     for revision in Revision::ALL {

@@ -20,7 +20,8 @@ fn error(error: u8) -> Reply {
     }
 }
 
-/// Returns the RIP of a guest whose access was answered with an error. v6 skips the instruction.
+/// Returns the RIP that a guest has after a reply with an error: the address of the RDMSR or WRMSR
+/// on mainline, and the address after it on v6.
 fn refused_at(revision: Revision) -> u64 {
     match revision {
         Revision::Mainline => AT,
@@ -52,7 +53,7 @@ fn s5_4_completed_read_returns_data_and_advances_rip() {
 }
 
 #[test]
-fn s5_4_completed_write_changes_only_rip() {
+fn s5_4_completed_write_changes_no_general_register_except_rip() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         write(&mut vcpu, PLAIN, 5);
@@ -240,9 +241,9 @@ fn s5_7_fault_handler_sees_address_of_refused_instruction() {
 }
 
 /// After the rewind the guest executes the access itself, under a filter that now allows the access, and
-/// cannot tell that the access had exited before. This holds under single-step too.
+/// cannot tell that the access had exited before. The guest cannot tell under single-step either.
 #[test]
-fn s5_8_rewound_access_executes_again() {
+fn s5_8_guest_executes_rewound_access_again() {
     for single_step in [SingleStep::Off, SingleStep::On] {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vcpu.set_single_step(single_step);

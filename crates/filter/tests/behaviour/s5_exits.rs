@@ -60,7 +60,7 @@ fn s5_2_failed_access_exits_only_for_its_own_reason() {
 }
 
 #[test]
-fn s5_2_failed_access_is_a_fault_if_the_mask_lacks_its_reason() {
+fn s5_2_failed_access_gives_guest_a_fault_if_reason_mask_lacks_its_reason() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_reasons(msrgate_filter::ReasonMask::NONE);
@@ -98,7 +98,7 @@ fn s5_3_exit_shows_access_and_keeps_guest_state() {
 
 /// If the filter denies one direction, an access in the other direction still reaches the register.
 #[test]
-fn s3_3_allowed_access_reaches_the_register() {
+fn s3_3_access_in_the_direction_that_the_filter_allows_reaches_the_register() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[]);
         vm.set_filter(&denying(revision, Accesses::Write, &[PLAIN]))

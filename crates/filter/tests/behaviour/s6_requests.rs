@@ -36,7 +36,7 @@ fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, Registe
 /// An access that passes through does not leave guest mode, and its faults are the processor's own:
 /// no mask makes them exits, and `ignore_msrs` does not hide them.
 #[test]
-fn s6_3_wanted_and_allowed_access_passes_through() {
+fn s6_3_access_that_hypervisor_passes_through_and_filter_allows_does_not_exit() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vm.set_unknown_msrs(UnknownMsrs::Ignore);
@@ -56,7 +56,7 @@ fn s6_3_wanted_and_allowed_access_passes_through() {
 }
 
 #[test]
-fn s6_3_unwanted_access_exits_under_any_filter() {
+fn s6_3_access_that_hypervisor_does_not_pass_through_exits_under_any_filter() {
     for hardware in BOTH {
         let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, only_plain);
@@ -83,7 +83,7 @@ fn s5_4_single_step_stops_after_passed_through_access() {
 /// While a vCPU stays in guest mode, its old hardware bits hold even after the set call has returned:
 /// an access that the new filter denies still passes through. The next VM entry recomputes the bits.
 #[test]
-fn s7_old_hardware_bits_hold_until_the_next_vm_entry() {
+fn s7_old_hardware_bitmap_holds_until_the_next_vm_entry_after_a_set() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, only_plain);
@@ -106,7 +106,7 @@ fn s7_old_hardware_bits_hold_until_the_next_vm_entry() {
 /// If the new filter allows an access that the old hardware bits intercept, the access exits to KVM,
 /// whose check uses the new filter at once and allows it.
 #[test]
-fn s7_software_check_uses_new_filter_at_once() {
+fn s7_access_that_exits_to_kvm_is_checked_by_new_filter_at_once() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vcpu.pass_through(hardware, only_plain);

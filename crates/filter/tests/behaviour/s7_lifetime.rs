@@ -28,7 +28,7 @@ fn vcpus_are_numbered_in_creation_order() {
 
 /// In a VM with more vCPUs than there are stripes of reader counters, the filter holds for each vCPU.
 #[test]
-fn filter_holds_for_more_vcpus_than_reader_stripes() {
+fn filter_holds_for_each_vcpu_of_a_vm_with_more_vcpus_than_reader_stripes() {
     let (vm, _first) = guarded(Revision::Mainline, &[PLAIN]);
     for _ in 0..40 {
         let vcpu = vm.create_vcpu(RegisterMap::default());

@@ -1,8 +1,8 @@
-//! The filter and the mask that an unmodified VMM sets itself, beside the gate's.
+//! The filter and the mask that an unmodified VMM sets itself, in addition to those of the gate.
 //!
-//! A library that puts a gate into somebody else's VMM intercepts the VMM's requests for a filter and a
-//! mask, and gives them to the gate. The kernel has one filter and one mask, which combine the VMM's and the
-//! gate's.
+//! A library that puts a gate into an unmodified VMM intercepts the VMM's ioctls that set a filter and a
+//! mask, and passes the filter and the mask to the gate. The kernel has one filter and one mask, which
+//! combine the VMM's and the gate's.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +18,7 @@ pub struct Beside {
     pub reasons: ReasonMask,
 }
 
-/// The VMM's claim on an access that the policy allows.
+/// The effect that the VMM's own filter and mask have on an access that the policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// The VMM's filter allows the access, or the VMM has no filter.
@@ -30,7 +30,7 @@ pub(super) enum Claim {
 }
 
 impl Beside {
-    /// Returns the union of the gate's mask `own` and the VMM's.
+    /// Returns the union of the gate's mask `own` and the VMM's mask.
     pub(super) fn reasons_with(&self, own: ReasonMask) -> ReasonMask {
         let bits = own.bits() | self.reasons.bits();
         ReasonMask::from_bits(Revision::Mainline, bits).unwrap_or(own)
@@ -48,14 +48,14 @@ impl Beside {
         self.reasons.contains(Revision::Mainline, reason)
     }
 
-    /// Returns true if the exit belongs to the VMM before the policy is asked: KVM itself refuses the
-    /// access, and the VMM's mask asks for that reason.
+    /// Returns true if the VMM gets the exit and the gate does not answer it by the policy: KVM itself
+    /// refuses the access, and the VMM's mask asks for exits with that reason.
     #[inline]
     pub(super) fn is_first(&self, exit: &Exit) -> bool {
         exit.reason != ExitReason::Filter && self.asks_for(exit.reason)
     }
 
-    /// Returns the VMM's claim on an access that the policy allows.
+    /// Returns the effect that the VMM's filter and mask have on an access that the policy allows.
     pub(super) fn claim(&self, exit: &Exit) -> Claim {
         let decides = |filter: &Filter| filter.decide(exit.index, exit.access).verdict;
         match &self.filter {
@@ -71,7 +71,7 @@ impl Beside {
     }
 }
 
-/// The [`Beside`] in force in a VM. Any thread may replace it.
+/// The VMM's own filter and mask that are in force in a VM. Any thread may replace them.
 #[derive(Default)]
 pub(super) struct CurrentBeside(Mutex<Arc<Beside>>);
 
@@ -80,7 +80,7 @@ impl CurrentBeside {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts `new` in force, and returns the previous one.
+    /// Puts the VMM's filter and mask in `new` in force, and returns the previous ones.
     pub(super) fn replace(&self, new: Arc<Beside>) -> Arc<Beside> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut held, new)

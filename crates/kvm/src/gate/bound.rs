@@ -1,9 +1,9 @@
 //! The KVM vCPU to which a `VcpuGate` is bound, from the vCPU's first reset on.
 //!
-//! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds it to that
-//! vCPU, by the address of the shared page and by the file descriptor. Each answer compares the page,
-//! and the file descriptor too where a VMM passes the two separately. The first answer after a reset or
-//! a restore checks the CPUID again.
+//! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds the `VcpuGate` to
+//! that vCPU, by the address of the shared page and by the file descriptor. Each answer to an exit compares
+//! the address of the page, and also the file descriptor if the VMM passes page and file descriptor
+//! separately. The first answer after a reset or a restore checks the CPUID again.
 
 use std::os::fd::RawFd;
 
@@ -19,7 +19,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The place of no vCPU: no vCPU's shared page is mapped at address 0.
+    /// A value that is the identity of no vCPU, since no shared page is mapped at address 0.
     const NOWHERE: Self = Self { page: 0, fd: -1 };
 
     pub(super) const fn new(page: usize, fd: RawFd) -> Self {
@@ -34,13 +34,13 @@ impl Place {
 
 /// The vCPU that a `VcpuGate` is bound to.
 pub(super) struct Bound {
-    /// The vCPU of the last successful reset or restore; [`Place::NOWHERE`] before the first one, and after
-    /// one that failed.
+    /// The vCPU that was last reset or restored; [`Place::NOWHERE`] before the first reset or restore, and
+    /// after one that failed.
     begun: Place,
     /// [`Place::NOWHERE`] until the vCPU's first exit after a reset or restore; equal to `begun` from that exit on.
     /// After the first exit a VMM cannot change the vCPU's CPUID.
     running: Place,
-    /// The vCPU of the first successful reset or restore.
+    /// The vCPU that this `VcpuGate` was the first to reset or restore successfully.
     first: Option<Place>,
     /// The vCPU that is reserved for this `VcpuGate`: no other `VcpuGate` can be tied to that vCPU.
     tied: Option<Place>,
@@ -48,12 +48,12 @@ pub(super) struct Bound {
     by: Beginning,
 }
 
-/// The call that makes a vCPU ready for its `VcpuGate` to answer its exits.
+/// The call after which a `VcpuGate` may answer the exits of its vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beginning {
-    /// A reset.
+    /// A call of `VcpuGate::reset`.
     Reset,
-    /// A restore, with saved state.
+    /// A call of `VcpuGate::restore`, which loads a saved state.
     Restore,
 }
 
@@ -70,7 +70,7 @@ impl Bound {
     }
 
     /// Tells if this `VcpuGate` has answered an exit of the vCPU at `place` since the vCPU was reset or
-    /// restored. If not, [`Self::check`] tells if this `VcpuGate` may answer one.
+    /// restored. If it has not, [`Self::check`] tells if this `VcpuGate` may answer an exit of that vCPU.
     #[inline]
     pub(super) fn is_running(&self, place: Place) -> bool {
         self.running == place
@@ -84,7 +84,7 @@ impl Bound {
         self.running.page == place.page
     }
 
-    /// Checks that the vCPU at `place` is the one that was reset or restored last.
+    /// Checks that the vCPU at `place` is the vCPU that this `VcpuGate` has last reset or restored.
     ///
     /// # Errors
     /// [`VcpuError::NotReset`] if no reset or restore has succeeded, [`VcpuError::OtherVcpu`] if the vCPU
@@ -110,8 +110,8 @@ impl Bound {
         }
     }
 
-    /// Notes that a reset or a restore begins. If it fails, the `VcpuGate` answers no exit until another
-    /// reset or restore succeeds.
+    /// Notes that a reset or a restore begins. If the reset or restore fails, the `VcpuGate` answers no exit
+    /// until another one succeeds.
     pub(super) const fn begin(&mut self) {
         (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }
@@ -128,8 +128,8 @@ impl Bound {
         self.begun != Place::NOWHERE && self.by == Beginning::Restore
     }
 
-    /// The vCPU that this `VcpuGate` is tied to, from the first call that resets or restores a vCPU,
-    /// even if that call failed.
+    /// The vCPU that this `VcpuGate` is tied to. The first call that resets or restores a vCPU ties the
+    /// vCPU, even if that call fails later.
     pub(super) const fn tied_to(&self) -> Option<Place> {
         self.tied
     }

@@ -19,7 +19,8 @@ pub(super) struct Chosen {
     cpu: Cpu,
     /// False if the processor is unknown. The program is then the same for all processors.
     is_known: bool,
-    /// True if the CPUID of any vCPU offers virtualization, so that its guest may run guests.
+    /// True if the CPUID of any vCPU offers virtualization, so that the guest on that vCPU may run nested
+    /// guests.
     nests: bool,
     vcpus: BTreeMap<VcpuId, Added>,
 }
@@ -49,22 +50,23 @@ impl Chosen {
         &self.cpu
     }
 
-    /// Returns true if the processor is known. If not, the program in force must be the same for all
-    /// processors.
+    /// Returns true if the processor is known. If the processor is unknown, the program in force must be the
+    /// same for all processors.
     pub(super) const fn is_known(&self) -> bool {
         self.is_known
     }
 
-    /// Tells if, by CPUID, the guest on any vCPU may run guests.
+    /// Tells if the CPUID of any vCPU lets the guest run nested guests.
     pub(super) const fn nests(&self) -> bool {
         self.nests
     }
 
-    /// Adds a vCPU, which may have been added before.
+    /// Notes that a vCPU is added to the gate. The vCPU may have been added before, as in hot-plug.
     ///
     /// # Errors
-    /// [`GateError::OtherCpu`], [`GateError::VcpuTwice`] if its old `VcpuGate` still exists, or
-    /// [`GateError::CpuidChanged`].
+    /// [`GateError::OtherCpu`] if the vCPU has another processor than the first one,
+    /// [`GateError::VcpuTwice`] if its old `VcpuGate` still exists, or [`GateError::CpuidChanged`] if it had
+    /// another CPUID before.
     pub(super) fn add(
         &mut self,
         id: VcpuId,

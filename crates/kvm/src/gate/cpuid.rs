@@ -37,7 +37,7 @@ impl From<kvm_cpuid_entry2> for CpuidEntry {
 /// The CPUID entries that `KVM_SET_CPUID2` gets, in the VMM's own type: [`CpuidEntry`], or a type of
 /// `kvm-bindings`.
 pub trait CpuidLeaves {
-    /// Returns the entries.
+    /// Returns the CPUID entries as plain values.
     fn leaves(&self) -> Vec<CpuidEntry>;
 }
 
@@ -83,7 +83,7 @@ impl GuestCpuid {
         })
     }
 
-    /// Makes the CPUID of a vCPU about which nothing is known.
+    /// Makes a value that stands for the unknown CPUID of a vCPU.
     pub(super) fn unknown() -> Self {
         Self {
             leaves: Vec::new(),
@@ -97,17 +97,17 @@ impl GuestCpuid {
         !self.leaves.is_empty()
     }
 
-    /// The processor.
+    /// The processor that the CPUID describes.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 
-    /// EAX of leaf 1.
+    /// EAX of CPUID leaf 1: the processor's family, model and stepping.
     pub(super) const fn signature(&self) -> u32 {
         self.signature
     }
 
-    /// Tells if the CPUID has a feature.
+    /// Tells if this feature bit is set in the CPUID.
     pub(super) fn has(&self, bit: &CpuidBit) -> bool {
         let of = |leaf: &&CpuidEntry| (leaf.function, leaf.index) == (bit.leaf, bit.subleaf);
         self.leaves.iter().find(of).is_some_and(|leaf| {
@@ -121,8 +121,8 @@ impl GuestCpuid {
         })
     }
 
-    /// Tells if the guest may run guests: VMX (leaf 1, bit 5 of ECX) or SVM (leaf 0x80000001, bit 2 of
-    /// ECX).
+    /// Tells if the guest may run nested guests: VMX (leaf 1, bit 5 of ECX) or SVM (leaf 0x80000001, bit 2
+    /// of ECX).
     pub(super) fn has_virtualization(&self) -> bool {
         let ecx = |number: u32| {
             let of = |leaf: &&CpuidEntry| leaf.function == number;
@@ -132,7 +132,7 @@ impl GuestCpuid {
     }
 
     /// Returns the parts of this CPUID that the gate relies on. `asked` lists the feature bits that the gate
-    /// has looked up in it.
+    /// has looked up in this CPUID.
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
@@ -169,16 +169,18 @@ pub(super) struct ReliedOn {
     /// The processor, which chooses the variant.
     cpu: Cpu,
     signature: u32,
-    /// The feature bits that are set in the CPUID. They tell the gate which of KVM's registers it may access
-    /// for the guest.
+    /// The feature bits that are set in the CPUID. By these bits the gate knows which of KVM's registers the
+    /// guest has, so that the gate may access them for the guest.
     bits: Vec<CpuidBit>,
-    /// True if the guest may run guests. If false, the gate does not check for a nested guest.
+    /// True if the guest may run nested guests. If false, the gate does not check at an exit if a nested
+    /// guest runs.
     virtualization: bool,
 }
 
 impl ReliedOn {
-    /// Tells if the gate may rely on these parts for a vCPU to which KVM gives the CPUID `leaves`. Some
-    /// kernels give a vCPU more bits than the VMM asked for (seen with Linux 6.18).
+    /// Tells if the gate's answers are safe for a vCPU to which KVM gives the CPUID `leaves`, although the
+    /// gate relies on the parts in `self`. Some kernels give a vCPU more bits than the VMM asked for (seen
+    /// with Linux 6.18).
     pub(super) fn is_safe_for(&self, leaves: &[CpuidEntry]) -> bool {
         // A CPUID without leaf 0 or 1 is not safe.
         !self.is_known
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn cpuid_in_kvm_that_would_allow_too_much_is_not_safe() {
+    fn cpuid_in_kvm_that_differs_in_relied_on_part_is_not_safe() {
         let sysenter = msrgate_program::forward(MsrIndex::new(0x174)).unwrap();
         let is_safe = |given: &[CpuidEntry], kvm: &[CpuidEntry]| {
             let given = GuestCpuid::new(&given.leaves()).unwrap();

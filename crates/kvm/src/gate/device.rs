@@ -49,8 +49,8 @@ pub trait GuestMemory: Send + Sync {
     /// at the same time.
     ///
     /// # Errors
-    /// [`NotMapped`] if the guest has no memory at a part of the range. `into` may have been written in
-    /// part.
+    /// [`NotMapped`] if the guest has no memory at a part of the range. After an error a part of `into` may
+    /// have been written.
     fn read(&self, from: GuestPhysical, into: &mut [u8]) -> Result<(), NotMapped>;
 }
 
@@ -59,10 +59,10 @@ pub trait GuestMemory: Send + Sync {
 /// A VMM adds a device under a name by [`GateOptions::device`](super::GateOptions::device). The gate asks
 /// the device at each access for which the policy names the `handler` of that name.
 pub trait Device: Send {
-    /// Reads the MSR `index`. `None` gives the guest a #GP.
+    /// Reads the MSR `index`. If the result is `None`, the guest gets #GP.
     ///
     /// # Errors
-    /// The errno of a call that failed. The guest gets #GP, and the VMM gets the error.
+    /// The error number of the system call that failed. The guest gets #GP, and the VMM gets the error.
     fn read(
         &mut self,
         index: MsrIndex,
@@ -72,7 +72,7 @@ pub trait Device: Send {
     /// Writes `value` to the MSR `index`.
     ///
     /// # Errors
-    /// Those of [`Self::read`].
+    /// The errors are those of [`Self::read`].
     fn write(
         &mut self,
         index: MsrIndex,
@@ -80,8 +80,8 @@ pub trait Device: Send {
         context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
-    /// Resets the device. The gate calls this when the vCPU is reset, and when the vCPU is restored from a
-    /// state that does not have this device. The vCPU does not run before this returns.
+    /// Resets the device. The gate calls this function when the vCPU is reset, and when the vCPU is restored
+    /// from a state that does not have this device. The vCPU does not run before this function returns.
     ///
     /// # Errors
     /// The errno of a call that failed.
@@ -124,14 +124,14 @@ pub trait DeviceContext {
     /// the address, once for each page, and each byte is read once.
     ///
     /// # Errors
-    /// The errno of a call that failed to translate the address.
+    /// The error number of the ioctl that failed to translate the address.
     fn read_linear(&mut self, from: u64, into: &mut [u8]) -> Result<Copied, CallErrno>;
 
     /// Sets a register of KVM's by a host access, `KVM_SET_MSRS`.
     ///
     /// # Errors
-    /// The errno of a call that failed. If KVM refuses the value, the result is [`Written::Fault`], not
-    /// an error.
+    /// The error number of the ioctl that failed. If KVM refuses the value, the result is
+    /// [`Written::Fault`], not an error.
     fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Written, CallErrno>;
 }
 
@@ -147,7 +147,7 @@ pub enum Copied {
 /// A function of the VMM's that makes a device for a vCPU.
 pub(super) type MakeDevice = Arc<dyn Fn(VcpuId) -> Box<dyn Device> + Send + Sync>;
 
-/// The [`DeviceContext`] that a device gets: the vCPU, by its port, and the VM's memory.
+/// The [`DeviceContext`] that the gate passes to a device: access to the vCPU and to the VM's memory.
 pub(super) struct Through<'a, P> {
     pub(super) port: &'a mut P,
     pub(super) memory: Option<&'a dyn GuestMemory>,
@@ -190,7 +190,7 @@ impl<P: Port> DeviceContext for Through<'_, P> {
 ///
 /// Of the guest's accesses, the device gets only the writes to the MSR that triggers an update. The guest
 /// reads the microcode revision from KVM's register. So the guest's own write of 0 to `IA32_BIOS_SIGN_ID`,
-/// and CPUID, act as without a gate.
+/// and CPUID, have the same effect as without a gate.
 pub(super) struct MicrocodeDevice {
     settings: Microcode,
     cpu: Cpu,

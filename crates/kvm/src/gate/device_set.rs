@@ -34,8 +34,8 @@ impl DeviceSet {
         }
     }
 
-    /// Changes the devices to those of a program. Returns the microcode device if the program does not
-    /// use it.
+    /// Changes the devices to those of the responder's program. Returns the microcode device if that program
+    /// does not use it.
     pub(super) fn follow(&mut self, responder: &Responder) -> Option<MicrocodeDevice> {
         let settings = responder.program().settings().microcode;
         let is_used = responder

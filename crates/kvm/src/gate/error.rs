@@ -14,14 +14,15 @@ use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;
 
-/// The errors of [`Gate`](super::Gate)'s calls.
+/// The errors of the functions of [`Gate`](super::Gate).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum GateError {
-    /// The program has no variant for this processor, or cannot be carried out: the error says why.
+    /// The program has no variant for this processor, or needs more than a responder can do: the inner error
+    /// says which.
     Responder(ResponderError),
-    /// The filter needs more ranges than KVM has. The filter has to refuse the accesses that the program
-    /// denies, and also those that the program allows but logs or audits.
+    /// The filter needs more ranges than a filter of KVM may have. The filter has to refuse the accesses
+    /// that the program denies, and also those that the program allows but logs or audits.
     Pack(CompileError),
     /// The program needs exits for these reasons, which the host's KVM does not support.
     Reasons(RawReasons),
@@ -34,18 +35,19 @@ pub enum GateError {
     /// The program's microcode device reads the guest's memory, which the gate was not given: see
     /// [`GateOptions::memory`](super::GateOptions::memory).
     NoMemory,
-    /// The program names a handler that the VMM does not have. The VMM may have it under another name.
+    /// The program names a handler that the VMM does not have. Perhaps the VMM has this handler under
+    /// another name.
     NoHandler {
         /// The handler's name in the policy.
         name: Box<str>,
     },
     /// Events are to hold RIP, but this KVM does not put a vCPU's registers into `kvm_run`.
     NoSharedRegisters,
-    /// The event queue is too long.
+    /// The event queue that the options ask for is too long.
     Queue {
         /// The value of [`EventOptions::queue`](super::events::EventOptions::queue).
         asked: usize,
-        /// The largest value that is allowed.
+        /// The largest length that an event queue may have.
         most: usize,
     },
     /// The kernel refused the filter, or the mask of exit reasons.
@@ -54,21 +56,22 @@ pub enum GateError {
     NotInstalled,
     /// The gate is in a VM already, so it cannot be installed again.
     InstalledTwice,
-    /// Another gate, or a [`VcpuGate`](super::VcpuGate) of another gate, is in the VM.
+    /// Another gate of this process is installed in the VM, or a [`VcpuGate`](super::VcpuGate) of that gate
+    /// still exists.
     OtherGate,
-    /// The vCPU has a [`VcpuGate`](super::VcpuGate) already. Each of two would know only some of the
-    /// vCPU's pins.
+    /// The vCPU has a [`VcpuGate`](super::VcpuGate) already. Each of two `VcpuGate`s would know only some of
+    /// the vCPU's pins.
     VcpuTwice {
-        /// The vCPU.
+        /// The number of the vCPU that was added twice.
         vcpu: VcpuId,
     },
-    /// The VM's events have a reader already. Each of two would get only some of the events.
+    /// The VM's events have a reader already. Each of two readers would get only some of the events.
     EventsTaken,
     /// The CPUID has no leaf 0 or no leaf 1, which identify the processor.
     NoCpuid,
-    /// The vCPU has another processor than the first vCPU.
+    /// The vCPU's CPUID describes another processor than that of the first vCPU.
     OtherCpu {
-        /// The vCPU.
+        /// The number of the vCPU whose processor differs.
         vcpu: VcpuId,
         /// The first vCPU's processor.
         chosen: Cpu,
@@ -77,10 +80,10 @@ pub enum GateError {
     },
     /// The vCPU was added before, with another CPUID than now.
     CpuidChanged {
-        /// The vCPU.
+        /// The number of the vCPU whose CPUID changed.
         vcpu: VcpuId,
     },
-    /// The process has no file descriptor or no thread left.
+    /// The kernel gives the process no further file descriptor or thread.
     Io(io::Error),
 }
 
@@ -140,8 +143,8 @@ impl From<InstallError> for GateError {
     }
 }
 
-/// The reasons why the gate could not answer an exit as the policy says. If the VMM runs the vCPU again
-/// after this error, the guest gets #GP.
+/// The reasons why the gate did not answer an exit as the policy says. If the VMM runs the vCPU again after
+/// an error other than [`Self::Theirs`], the guest gets #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerError {
@@ -156,22 +159,22 @@ pub enum AnswerError {
     /// The program lets KVM handle the access, and the kernel's filter has kept refusing the access for
     /// seconds: something other than the gate has set that filter.
     OtherFilter {
-        /// The MSR.
+        /// The MSR of the access that the filter refuses.
         index: MsrIndex,
-        /// The direction.
+        /// The direction of the access that the filter refuses.
         access: Access,
     },
-    /// The access needs another filter, and the gate that would set it has been dropped, or its
-    /// publisher has panicked.
+    /// The access needs another filter, and nothing will set that filter: the gate has been dropped, or its
+    /// publisher, the thread that sets such filters, has panicked.
     Gone,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// The policy does not deny the access. But the VMM's own filter denies it, or KVM itself refuses it,
-    /// and the VMM's own mask asks for the exit. The exit is unanswered, as the kernel made it, for the VMM
-    /// to answer. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
+    /// The policy does not deny the access. But the VMM's own filter denies the access, or KVM itself
+    /// refuses it, and the VMM's own mask asks for the exit. The gate has not answered the exit: the VMM has
+    /// to answer it. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
     /// The handler request is of another vCPU, or the exit of the request no longer waits for a reply: the
-    /// exit has been answered, completed or forgotten.
+    /// exit has been answered, KVM has completed it, or a reset has made KVM forget it.
     Stale,
 }
 
@@ -215,18 +218,18 @@ impl From<VcpuError> for AnswerError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The bytes are not a saved state, or they hold a state that the program cannot take over. Nothing was
-    /// restored.
+    /// The bytes are not a saved state, or they hold a state that the program cannot take over. No part of
+    /// the vCPU's state was restored.
     Restore(RestoreError),
     /// The vCPU's last exit has not been answered: the guest's access is neither done nor refused.
     Unanswered,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// KVM does not accept the value of a register.
+    /// KVM refused to set an MSR of the vCPU to a saved value.
     Register {
-        /// The register.
+        /// The MSR that KVM refused to set.
         index: MsrIndex,
-        /// The value.
+        /// The saved value that KVM refused.
         value: u64,
     },
     /// A system call on the vCPU failed. The gate or a device made the call.
@@ -278,21 +281,21 @@ impl From<VcpuError> for StateError {
 pub enum VcpuError {
     /// The vCPU was neither reset nor restored, or the last reset or restore failed.
     NotReset {
-        /// The vCPU.
+        /// The number of the vCPU that was not reset.
         vcpu: VcpuId,
     },
-    /// The vCPU is not the one that was first reset or restored. The vCPU may be of another VM.
+    /// The vCPU is not the one that this `VcpuGate` first reset or restored. The vCPU may be of another VM.
     OtherVcpu {
-        /// The vCPU that the `VcpuGate` is for.
+        /// The number of the vCPU for which the `VcpuGate` was made.
         vcpu: VcpuId,
     },
     /// KVM has no CPUID for the vCPU yet, or one that differs in a part that the gate relies on.
     OtherCpuid {
-        /// The vCPU.
+        /// The number of the vCPU whose CPUID is missing or differs.
         vcpu: VcpuId,
     },
-    /// Another [`VcpuGate`](super::VcpuGate) answers for this KVM vCPU already. Each of the two would
-    /// know only some of the pins that the guest has set.
+    /// Another [`VcpuGate`](super::VcpuGate) answers for this KVM vCPU already. Each of the two `VcpuGate`s
+    /// would know only some of the pins that the guest has set.
     TiedTwice {
         /// The number of the `VcpuGate` whose call is refused.
         vcpu: VcpuId,
@@ -301,7 +304,7 @@ pub enum VcpuError {
     },
     /// The vCPU has not run since its state was restored, and this call would undo the restore.
     Restored {
-        /// The vCPU.
+        /// The number of the vCPU that was restored.
         vcpu: VcpuId,
     },
 }

@@ -1,8 +1,9 @@
-//! The gate's record of accesses: events, in a bounded queue for each vCPU, and counters.
+//! The gate's record of accesses: events in a bounded queue for each vCPU, and counters of accesses by kind.
 //!
-//! A vCPU puts its events into its own queue and goes on; an event that does not fit is counted. A
-//! reader takes the events out and passes them to [sinks](Sink). Each queue keeps a slot for the event
-//! of a kill, so that a guest cannot hide the kill by earlier events.
+//! A vCPU puts its events into its own queue and never waits for a reader; an event that does not fit is
+//! dropped and counted. A reader takes the events out and passes them to [sinks](Sink). Each queue keeps a
+//! slot for the event of an access that the policy kills, so that a guest cannot hide that access by earlier
+//! events.
 
 mod counters;
 mod event;
@@ -38,8 +39,8 @@ use super::error::GateError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOptions {
     /// The number of events that a vCPU's queue holds, from 1 to [`Self::LONGEST_QUEUE`]; 0 counts as
-    /// one. A queue takes 80 bytes for each event, and for one more, which is kept for a kill. The
-    /// default is 256.
+    /// one. A queue takes 80 bytes for each event, and for one more event, whose place is kept for the event
+    /// of a kill. The default is 256.
     pub queue: usize,
     /// The largest number of events of one kind (MSR, access, disposition) that a vCPU puts into its queue
     /// in a second, 100 by default. All kills are one kind. Further events are only counted: see

@@ -1,4 +1,5 @@
-//! The state of one vCPU beside the program, and how the vCPU's thread carries out a response.
+//! The state that the gate keeps for one vCPU, and the code by which the vCPU's thread carries out a
+//! response.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use super::shared::Shared;
 use super::watch::Told;
 use crate::sys::calls::{self, Level, Taken};
 
-/// The state of one vCPU, without the program that answers its exits.
+/// The state that the gate keeps for one vCPU, except the program that answers the vCPU's exits.
 pub(super) struct Answering {
     pub(super) id: VcpuId,
     /// A number that is unique among the `VcpuGate`s of all gates of this process.
@@ -51,18 +52,18 @@ pub(super) struct Answering {
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: RewindTimer,
-    /// The accesses of which the watcher was told when they began to wait.
+    /// The accesses that wait for a wider filter. The watcher was told of each when it began to wait.
     begun: Begun,
 }
 
-/// The possibility that the vCPU runs a nested guest.
+/// The answer to the question if the vCPU may run a nested guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MayNest {
     Never,
     Perhaps,
 }
 
-/// The result of a response that this vCPU could carry out alone.
+/// The result of a response that the gate carried out itself, without the VMM's loop.
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
@@ -114,8 +115,8 @@ impl Answering {
         }
     }
 
-    /// Changes from one program to another. If the current program has been withdrawn, `other` may be
-    /// the program before it.
+    /// Changes the vCPU's state from one program to another. If the current program has been withdrawn,
+    /// `other` may be the program before it.
     pub(super) fn follow(
         &mut self,
         program: &mut Generation<Responder>,
@@ -139,7 +140,7 @@ impl Answering {
         }
     }
 
-    /// Answers an exit. The caller has already written #GP as its reply.
+    /// Answers an exit. The caller has already written #GP as the reply to the exit.
     #[inline]
     pub(super) fn answer(
         &mut self,
@@ -226,7 +227,7 @@ impl Answering {
         }
     }
 
-    /// Notes that an exit has come: a new one, or the previous one again.
+    /// Notes that `answer` was called for an exit: a new exit, or the previous one again.
     #[inline]
     pub(super) fn next_exit(&mut self, port: &impl Port) {
         if self.handed_out.is_some() {
@@ -246,8 +247,8 @@ impl Answering {
     }
 
     /// Makes the guest execute the access again, which succeeds once the kernel's filter allows it.
-    /// This is not inlined: inlined, it costs each answer four instructions, for registers that it
-    /// would need.
+    /// The function is not inlined, because inlined it would cost each answer four instructions for the
+    /// registers that it needs.
     #[inline(never)]
     fn let_through(
         &mut self,
@@ -426,7 +427,7 @@ impl Answering {
         }
     }
 
-    /// Logs an access as an event, unless the limit holds it back.
+    /// Logs an access as an event, unless the limit on events holds the event back.
     #[inline(never)]
     fn note(
         &mut self,
@@ -473,9 +474,9 @@ pub(super) fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
 ///
 /// If the kernel refuses the filter of a replacement, the replacement is withdrawn, and the program
 /// before it is in force again. vCPUs that had taken over the new program then get back the state that
-/// only the old program has. Each vCPU sets that state aside when it takes over a program on trial,
-/// until it sees that the program is kept, or takes over another one. One set of state is enough: a
-/// replacement is decided before the next one begins.
+/// only the old program has. Each vCPU sets that state aside when the vCPU takes over a program on trial,
+/// until the vCPU sees that the program is kept, or takes over another program. One set of state is enough:
+/// each replacement is kept or withdrawn before the next one begins.
 pub(super) struct Before {
     pub(super) program: Generation<Responder>,
     pub(super) state: VcpuState,
@@ -484,20 +485,20 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// Resets the state that was set aside, because the vCPU is reset under the next program.
+    /// Resets the state that was set aside, because the vCPU is reset while the next program is in force.
     pub(super) fn reset(&mut self) {
         self.state.reset(&self.program.thing);
         // A new device starts at the revision of its program.
         self.microcode = None;
     }
 
-    /// Notes that the host wrote a register of the vCPU.
+    /// Notes, in the state that was set aside, that the VMM has written an MSR of the vCPU.
     pub(super) fn msr_set_by_host(&mut self, index: MsrIndex) {
         self.state.msr_set_by_host(&self.program.thing, index);
     }
 
-    /// Returns to the previous program. `state` and `devices` are the vCPU's under the withdrawn
-    /// program.
+    /// Returns the previous program, and the vCPU's state under that program. `state` and `devices` are
+    /// those that the vCPU has under the withdrawn program.
     pub(super) fn again(
         self,
         withdrawn: &Responder,

@@ -7,14 +7,14 @@ use msrgate_program::{CompileError, PackError};
 use super::beside::Beside;
 use super::pass_requests::Wanted;
 
-/// Returns the filter that is set when a program comes into force. This filter is not yet open for any first
-/// access.
+/// Returns the filter that is set when a program comes into force. This filter still denies each access that
+/// the program logs once and then lets through.
 pub(super) fn first_filter(responder: &Responder, beside: &Beside) -> Result<Filter, CompileError> {
     filter_opened_for(responder, beside, &[])
 }
 
-/// Returns the program's filter combined with the VMM's own filter. The result is open for the accesses in
-/// `opened`, if they fit.
+/// Returns the program's filter combined with the VMM's own filter. The result allows the first accesses in
+/// `opened`, if they fit into one filter.
 pub(super) fn filter_opened_for(
     responder: &Responder,
     beside: &Beside,
@@ -45,7 +45,8 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 
 type Single = (MsrIndex, Access);
 
-/// Returns the widest filter that fits, and those of the requested accesses that this filter allows.
+/// Returns the widest filter that fits into the ranges of a KVM filter, and those of the requested accesses
+/// that this filter allows.
 pub(super) fn fitting(
     responder: &Responder,
     beside: &Beside,

@@ -9,15 +9,15 @@ use std::ptr::NonNull;
 
 use kvm_bindings::kvm_run;
 
-/// A KVM vCPU, in the type by which its VMM holds it.
+/// A KVM vCPU, in the type that the VMM uses for its vCPUs.
 ///
 /// `kvm_ioctls::VcpuFd` implements this, in the version of `kvm-ioctls` that the crate's feature names.
 /// A VMM with another version or another binding makes a [`RawVcpu`].
 pub trait VcpuHandle: Parts {}
 
-/// A vCPU as file descriptor and shared page. Other crates cannot implement this.
+/// A vCPU as file descriptor and shared page. Other crates cannot implement this trait.
 pub trait Parts {
-    /// True if the page that [`Self::parts`] returns always belongs to the file descriptor that it returns.
+    /// True if the page and the file descriptor that [`Self::parts`] returns always belong to the same vCPU.
     const ARE_ONE: bool;
 
     /// Returns the vCPU's file descriptor, and its shared page.
@@ -26,7 +26,7 @@ pub trait Parts {
 
 /// A vCPU of any binding: its file descriptor, and a pointer to its shared page.
 ///
-/// A VMM that holds its vCPU by `&self` keeps a copy of this beside the vCPU, and passes that copy to
+/// A VMM that holds its vCPU by `&self` keeps a copy of this handle beside the vCPU, and passes that copy to
 /// [`VcpuGate::save`](super::VcpuGate::save), [`restore`](super::VcpuGate::restore) and
 /// [`reset`](super::VcpuGate::reset).
 ///
@@ -59,8 +59,8 @@ unsafe impl Send for RawVcpu {}
 unsafe impl Sync for RawVcpu {}
 
 impl RawVcpu {
-    /// Makes the handle of the vCPU behind `fd`. Its shared page, `struct kvm_run`, is at `run`. `T` is
-    /// the name that the VMM's binding has for that structure.
+    /// Makes the handle of the vCPU behind `fd`. The vCPU's shared page, `struct kvm_run`, is at `run`. `T`
+    /// is the type that the VMM's binding has for `struct kvm_run`.
     ///
     /// # Safety
     /// `run` points to the mapping of a vCPU's file descriptor, of the size that

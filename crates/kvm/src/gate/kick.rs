@@ -2,14 +2,16 @@
 //! `KVM_RUN`.
 //!
 //! A VMM kicks a vCPU by writing a value other than 0, from any thread or a signal handler, and waits
-//! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6) a gate needs
-//! the same byte. The gate takes the byte by a swap and gives it back by a compare-and-swap, never by a
-//! plain store. So a kick before, between or after the two is still there for the VMM's next `KVM_RUN`.
+//! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6), a gate has to set
+//! the byte `immediate_exit`, too. The gate takes the byte by a swap and gives it back by a
+//! compare-and-swap, never by a plain store. So a kick before, between or after these two operations is
+//! still in the byte for the VMM's next `KVM_RUN`.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The value that the gate writes to the byte. A VMM writes other values, so the gate can tell if a kick
-/// came in between. Every kernel treats all values other than 0 alike.
+/// The value that the gate writes to the byte `immediate_exit`. A VMM writes other values, so the gate can
+/// tell if a kick came while the gate had borrowed the byte. Every kernel treats all values other than 0
+/// alike.
 const OURS: u8 = 0x80;
 
 /// A byte that several threads access atomically. Tests under loom use loom's own type for it.
@@ -36,7 +38,8 @@ pub(super) struct Borrowed {
     before: u8,
 }
 
-/// Makes the next `KVM_RUN` of this thread return before it enters the guest.
+/// Borrows the byte `immediate_exit` from the VMM, so that the next `KVM_RUN` of this thread returns before
+/// it enters the guest.
 pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
     Borrowed {
         before: flag.swap(OURS),
@@ -44,7 +47,7 @@ pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
 }
 
 impl Borrowed {
-    /// Restores the byte's old value, or leaves a kick that came in the meantime.
+    /// Gives the byte its old value again. If a kick came in the meantime, the kick stays in the byte.
     pub(super) fn give_back(self, flag: &impl Flag) {
         // If the byte is not `OURS`, the VMM has kicked the vCPU in the meantime, and the kick stays.
         flag.replace(OURS, self.before);
@@ -57,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn give_back_keeps_kick_made_before_borrow_or_during_borrow() {
+    fn give_back_of_immediate_exit_keeps_kick_made_before_or_during_borrow() {
         let flag = AtomicU8::new(0);
         borrow(&flag).give_back(&flag);
         assert_eq!(flag.load(Ordering::Relaxed), 0);
@@ -91,9 +94,10 @@ mod model {
         }
     }
 
-    /// If a kick comes at any moment, it is still in the byte after the gate has given the byte back.
+    /// A kick that comes at any moment is still in the byte `immediate_exit` after the gate has given the
+    /// byte back.
     #[test]
-    fn give_back_keeps_concurrent_kick() {
+    fn give_back_of_immediate_exit_keeps_kick_made_at_any_moment() {
         crate::gate::sync::check(|| {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {

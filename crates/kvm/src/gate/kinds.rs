@@ -38,8 +38,8 @@ impl Kind {
         }
     }
 
-    /// The first of a table's `N` places at which the kind may be. It is found by Fibonacci hashing: the
-    /// top bits of the product with 2^64 divided by the golden ratio.
+    /// The first of a table's `N` places at which the kind may be. The place is found by Fibonacci hashing:
+    /// the top bits of the product with 2^64 divided by the golden ratio.
     #[inline]
     pub(in crate::gate) const fn home<const N: usize>(self) -> usize {
         const { assert!(N.is_power_of_two() && N > 1) };
@@ -53,8 +53,8 @@ impl Kind {
     }
 }
 
-/// A table of kinds with `N` places. Each kind is at its home place or at one of the places after it. Any
-/// thread may search and add.
+/// A table of kinds with `N` places. Each kind is at its home place, which a hash gives, or at one of the
+/// places after that one. Any thread may search and add.
 pub(in crate::gate) struct Kinds<const N: usize>(Box<[AtomicU64]>);
 
 /// The result of a search for a kind.
@@ -106,8 +106,9 @@ impl<const N: usize> Kinds<N> {
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Removes the kinds for which `is_kept` is false. A kind that stays may be added a second time, if its
-    /// place comes after that of a removed kind, or if another thread searches for it at the same time.
+    /// Removes the kinds for which `is_kept` is false. A kind that stays may later be added a second time,
+    /// if its place comes after that of a removed kind, or if another thread searches for it at the same
+    /// time.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn find_in_full_table_adds_nothing() {
+    fn find_in_full_table_adds_no_kind() {
         let kinds = Kinds::<2>::new();
         let kind = |index| Kind::new(0, MsrIndex::new(index), Access::Read);
         let found: Vec<_> = (0..3).map(|index| kinds.find(kind(index), 2)).collect();

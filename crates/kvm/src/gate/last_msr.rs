@@ -1,8 +1,8 @@
 //! Accesses to MSR 0xffffffff, which obeys only a filter's default action (S3.5).
 //!
-//! The kernel's filter may have to deny this MSR although the policy allows it: its default action depends on
-//! the accesses of other MSRs. KVM has no such MSR, so that an access which the filter allows is one to an
-//! unknown MSR.
+//! The kernel's filter may have to deny this MSR although the policy allows it: the filter's default action
+//! depends on the rules for other MSRs. KVM has no MSR of this number, so an access that the filter allows
+//! is an access to an unknown MSR.
 
 use msrgate_filter::{Exit, ExitReason};
 use msrgate_program::answer::Responder;
@@ -15,8 +15,8 @@ use super::outcome::Outcome;
 use super::port::Port;
 
 impl Answering {
-    /// Leaves an access that the policy does not refuse to the VMM's own filter and mask. Returns `None` if
-    /// they do not claim the access.
+    /// Handles an access to MSR 0xffffffff that the policy allows, as the VMM's own filter and mask ask.
+    /// Returns `None` if the VMM's filter and mask let the access through.
     #[cold]
     #[inline(never)]
     pub(super) fn last_msr(

@@ -18,7 +18,7 @@ use super::watch::Watcher;
 pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) devices: BTreeMap<Box<str>, MakeDevice>,
-    /// The names of the handlers for which the VMM's loop gives the reply.
+    /// The names of the policy's handlers for which the VMM's own loop gives the reply.
     pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
     pub(super) clock: Clock,
@@ -26,7 +26,7 @@ pub struct GateOptions {
     pub(super) publish_by: Option<PublishBy>,
 }
 
-/// The function that hands a publication to a thread of the VMM's.
+/// The function that hands a [`Publication`], which is a filter to be set, to a thread of the VMM's.
 pub(super) type PublishBy = Arc<dyn Fn(Publication) + Send + Sync>;
 
 /// The clock by which a gate measures for how long an access has waited for its filter.
@@ -94,8 +94,8 @@ impl GateOptions {
         missing.map(Box::from)
     }
 
-    /// Sets a watcher, to which the gate passes each of its answers before it gives the answer. From then on
-    /// each access that the policy denies comes to the gate, even if the policy logs no access.
+    /// Sets a watcher, to which the gate passes each of its answers before it gives the answer. With a
+    /// watcher, each access that the policy denies comes to the gate, even if the policy logs no access.
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);
@@ -103,9 +103,10 @@ impl GateOptions {
     }
 
     /// Has a thread of the VMM's set the filters that first accesses ask for, in place of a thread of the gate's
-    /// own. The gate calls `hand_over` on the thread of a vCPU, and under locks of its own: the function must not set
-    /// the filter itself, but hand the publication to another thread, which calls [`Publication::set`] soon. The
-    /// vCPU executes its access again and again until then. A VMM with many VMs needs one thread for all of them.
+    /// own. The gate calls `hand_over` on the thread of a vCPU, while the gate holds locks of its own: the
+    /// function must not set the filter itself, but hand the publication to another thread, which calls
+    /// [`Publication::set`] soon. Until the filter is set, the vCPU executes its access again and again. A
+    /// VMM with many VMs needs only one such thread for all VMs.
     #[must_use]
     pub fn publish_by(mut self, hand_over: impl Fn(Publication) + Send + Sync + 'static) -> Self {
         self.publish_by = Some(Arc::new(hand_over));
@@ -119,7 +120,8 @@ impl GateOptions {
         self
     }
 
-    /// Sets the contents of events, and their limits.
+    /// Sets which data an event holds, how long a vCPU's event queue is, and how many events of one kind the
+    /// queue takes in a second.
     #[must_use]
     pub const fn events(mut self, events: EventOptions) -> Self {
         self.events = events;

@@ -7,7 +7,7 @@ use msrgate_filter::{Access, Exit, MsrIndex};
 
 use super::id::VcpuId;
 
-/// The VMM's next step after the gate has looked at an exit.
+/// The step that the VMM has to take next, after the gate has looked at an exit.
 #[derive(Debug)]
 #[must_use = "an exit that nobody answers is a #GP"]
 pub enum Outcome {
@@ -29,7 +29,7 @@ pub struct HandlerRequest {
     pub(super) exit: Exit,
     /// The number of the `VcpuGate` that made the request. The number is unique in this process.
     pub(super) by: u64,
-    /// The number of the exit, counted among the exits of that `VcpuGate`.
+    /// The number of the exit, counted among the exits of the `VcpuGate` that made the request.
     pub(super) number: u64,
 }
 
@@ -40,13 +40,13 @@ impl HandlerRequest {
         &self.handler
     }
 
-    /// The MSR.
+    /// The MSR that the guest accesses.
     #[must_use]
     pub const fn index(&self) -> MsrIndex {
         self.exit.index
     }
 
-    /// The direction.
+    /// The direction of the guest's access: read or write.
     #[must_use]
     pub const fn access(&self) -> Access {
         self.exit.access
@@ -59,15 +59,15 @@ impl HandlerRequest {
     }
 }
 
-/// An access for which the policy says `kill`: the VMM ends the VM, or the function call that the VM
+/// An access for which the policy says `kill`: the VMM has to end the VM, or the function call that the VM
 /// serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The vCPU.
+    /// The vCPU that made the access.
     pub vcpu: VcpuId,
-    /// The MSR.
+    /// The MSR that the vCPU accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
 }
 

@@ -1,8 +1,8 @@
 //! Unsafe: reads `struct kvm_run`, which is a union.
 //!
-//! A vCPU on paper, for benches and tests: it has a real shared page, and instead of the kernel a stand-in
-//! that accepts every call and does nothing. The cases that are measured on such a vCPU are in
-//! `crates/testing`.
+//! A simulated vCPU, for benches and tests: its shared page is real, and in place of the kernel it has a
+//! stand-in that accepts every call and does nothing. The MSR exits that benches measure on such a vCPU are
+//! in `crates/testing`.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
 use std::fmt;
@@ -25,7 +25,7 @@ use crate::sys::calls::{Level, Taken};
 /// An invalid file descriptor: every call to the real kernel on this file descriptor fails.
 const NOWHERE: i32 = -1;
 
-/// A vCPU on paper, without a kernel: only its shared page is real.
+/// A simulated vCPU: its shared page is real, but no kernel is behind it.
 pub struct PaperVcpu {
     page: Box<kvm_run>,
 }
@@ -37,7 +37,7 @@ impl fmt::Debug for PaperVcpu {
 }
 
 impl PaperVcpu {
-    /// Makes a vCPU on paper that has not run.
+    /// Makes a simulated vCPU that has not run.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -72,7 +72,7 @@ impl PaperVcpu {
     /// Resets the vCPU, by [`VcpuGate::reset`].
     ///
     /// # Errors
-    /// Those of [`VcpuGate::reset`].
+    /// The errors are those of [`VcpuGate::reset`].
     pub fn reset(&mut self, gate: &mut VcpuGate) -> Result<(), AnswerError> {
         gate.reset_at(&mut self.port())
     }
@@ -80,7 +80,7 @@ impl PaperVcpu {
     /// Tells the gate that the VMM has written an MSR, by [`VcpuGate::msr_set_by_host`].
     ///
     /// # Errors
-    /// Those of [`VcpuGate::msr_set_by_host`].
+    /// The errors are those of [`VcpuGate::msr_set_by_host`].
     pub fn msr_set_by_host(
         &mut self,
         gate: &mut VcpuGate,
@@ -92,7 +92,7 @@ impl PaperVcpu {
     /// Answers the vCPU's exit, by [`VcpuGate::answer`].
     ///
     /// # Errors
-    /// Those of [`VcpuGate::answer`].
+    /// The errors are those of [`VcpuGate::answer`].
     pub fn answer(&mut self, gate: &mut VcpuGate) -> Result<Outcome, AnswerError> {
         gate.answer_at(&mut self.port())
     }
@@ -100,7 +100,7 @@ impl PaperVcpu {
     /// Gives the handler's reply to the exit, by [`VcpuGate::finish`].
     ///
     /// # Errors
-    /// Those of [`VcpuGate::finish`].
+    /// The errors are those of [`VcpuGate::finish`].
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     pub fn finish(
         &mut self,
@@ -122,7 +122,8 @@ impl Default for PaperVcpu {
     }
 }
 
-/// The port of a vCPU on paper: it uses the vCPU's real shared page, and its calls do nothing.
+/// The [`Port`] of a simulated vCPU, by which a gate reaches it: it uses the vCPU's real shared page, and
+/// its calls do nothing.
 struct Paper<'v>(KvmPort<'v>);
 
 impl Port for Paper<'_> {
@@ -193,11 +194,11 @@ impl Port for Paper<'_> {
     }
 }
 
-/// Makes a gate in a VM on paper, which has no kernel behind it and accepts every filter. No publisher
+/// Makes a gate in a simulated VM, which has no kernel behind it and accepts every filter. No publisher
 /// thread runs.
 ///
 /// # Errors
-/// Those of [`Gate::with_options`].
+/// The errors are those of [`Gate::with_options`].
 pub fn gate(program: Program, options: GateOptions) -> Result<Gate, GateError> {
     let options = options.handlers(["own"]);
     let gate = Gate::with_options(program, &HostCaps::on_paper(), options)?;

@@ -1,4 +1,4 @@
-//! The pass requests: accesses for which vCPUs have asked the publisher to open the kernel's filter.
+//! The pass requests: vCPUs ask the publisher to open the kernel's filter for these accesses.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +37,7 @@ struct State {
 pub(super) enum Closed {
     /// The kernel refused a filter. A program that is put in force later starts without this error.
     Refused(CallErrno),
-    /// The publisher has ended: its gate has been dropped, or it panicked.
+    /// The publisher has ended: its gate has been dropped, or the publisher panicked.
     Over,
 }
 
@@ -49,8 +49,8 @@ pub(super) struct Wanted {
     pub(super) waiting: Vec<(MsrIndex, Access)>,
 }
 
-/// The largest number of accesses that the filter is opened for. If there are more, the filter is closed
-/// again, except for the accesses for which vCPUs wait.
+/// The largest number of accesses that the filter is opened for. If more accesses are requested, the filter
+/// is closed again for all accesses except those for which vCPUs wait.
 const MOST: usize = 4096;
 
 /// The state of a request for the publisher.
@@ -63,7 +63,8 @@ pub(super) enum Asked {
 }
 
 impl PassRequests {
-    /// Makes an empty list, for which `hand_over` is called when a request waits and none has waited before.
+    /// Makes an empty list. `hand_over`, if it is given, is called when a request waits and none has waited
+    /// before.
     pub(super) fn handed_over(hand_over: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
         Self {
             hand_over,
@@ -71,8 +72,8 @@ impl PassRequests {
         }
     }
 
-    /// Wakes the publisher's thread, or has a thread of the VMM's publish. The caller does not hold the lock: the
-    /// publisher needs it, and if there is only one processor, it may run there at once.
+    /// Wakes the publisher's thread, or hands the work to a thread of the VMM's. The caller does not hold
+    /// the lock: the publisher needs it, and if there is only one processor, it may run there at once.
     fn wake(&self) {
         match &self.hand_over {
             Some(hand_over) => hand_over(),
@@ -136,7 +137,7 @@ impl PassRequests {
     }
 
     /// Tells if the kernel has the filter that lets all requested accesses through. If the kernel still
-    /// refuses one of them, something other than the gate has set another filter.
+    /// refuses a requested access, something other than the gate has set another filter.
     pub(super) fn is_settled(&self) -> bool {
         // The order matters: `making` counts a filter before the requests for it are taken.
         !self.is_waiting() && self.making.load(Ordering::Acquire) == 0
@@ -148,15 +149,16 @@ impl PassRequests {
         Making(self)
     }
 
-    /// Takes the requests; `None` if there are none, or if the publisher has ended. The caller holds the lock of `Control`, so that
-    /// the requests are of the program in force.
+    /// Takes all requests for the publisher; `None` if there are no requests, or if the publisher has ended.
+    /// The caller holds the lock of `Control`, so that the requests are of the program in force.
     pub(super) fn take(&self) -> Option<Wanted> {
         let mut state = self.lock();
         let is_over = state.closed == Some(Closed::Over);
         (!state.waiting.is_empty() && !is_over).then(|| state.take())
     }
 
-    /// Forgets all accesses but these, because a filter that is open for all of them does not fit.
+    /// Forgets all requested accesses but these, because a filter that is open for all requested accesses
+    /// needs too many ranges.
     pub(super) fn keep_only(&self, accesses: &[(MsrIndex, Access)]) {
         let mut state = self.lock();
         // The next filter is also open for the accesses that were requested in the meantime.
@@ -217,7 +219,7 @@ impl PassRequests {
 }
 
 /// The trial of a program, which lasts until the kernel has accepted its filter. If the trial is dropped
-/// before that, the previous program's requests are back.
+/// before that, the requests under the previous program are restored.
 pub(super) struct PassTrial<'o> {
     opened: &'o PassRequests,
     before: Option<State>,
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_pass_request_is_taken_once() {
+    fn publisher_takes_repeated_request_for_same_access_once() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -309,7 +311,7 @@ mod tests {
 
     /// Under one program, the filter is not opened for an access that was requested under another program.
     #[test]
-    fn pass_request_for_program_not_in_force_is_ignored() {
+    fn request_to_open_filter_under_program_not_in_force_is_ignored() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.wait().unwrap();
@@ -330,9 +332,10 @@ mod tests {
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
 
-    /// `is_settled` is false while a request waits, while a filter is being set, and while a trial goes on.
+    /// `is_settled` is false while a request waits, while a filter is being set, and while a program is on
+    /// trial.
     #[test]
-    fn is_settled_is_false_until_filter_is_set() {
+    fn pass_requests_are_not_settled_until_requested_filter_is_set() {
         let opened = PassRequests::default();
         assert!(opened.is_settled());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -348,10 +351,10 @@ mod tests {
         assert!(opened.is_settled());
     }
 
-    /// A request that was made before a trial is back after the trial is withdrawn, and wakes the publisher
-    /// from `wait`.
+    /// A request that was made before the trial of a program is restored when the trial is withdrawn, and
+    /// then wakes the publisher from `wait`.
     #[test]
-    fn publisher_wakes_for_earlier_request_once_trial_is_withdrawn() {
+    fn publisher_wakes_for_earlier_request_once_trial_of_program_is_withdrawn() {
         let opened = Arc::new(PassRequests::default());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         let trial = opened.try_out(1);
@@ -365,10 +368,10 @@ mod tests {
         assert_eq!(late, Ok(Some(())));
     }
 
-    /// If a trial is withdrawn, because the kernel refused the program's filter, the previous program's
-    /// accesses are open again.
+    /// If the trial of a program is withdrawn, because the kernel refused the program's filter, the list of
+    /// accesses for which the filter is open is again the one of the previous program.
     #[test]
-    fn withdrawn_trial_restores_open_accesses() {
+    fn withdrawn_trial_of_program_restores_list_of_opened_accesses() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.take().unwrap();

@@ -21,7 +21,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Returns this process's value. A child leaks the copy that it has of its parent's.
+    /// Returns this process's value. A forked child never frees the copy that it has of its parent's value.
     pub(super) fn get(&self) -> &'static T {
         self.of(process::id())
     }
@@ -61,9 +61,10 @@ mod tests {
 
     use super::*;
 
-    /// The lock is held in the parent's value when the child asks for its own.
+    /// A thread of the parent holds the lock in the parent's value when the forked child asks for its own
+    /// value.
     #[test]
-    fn child_gets_a_value_whose_lock_is_free() {
+    fn forked_child_gets_value_whose_lock_is_free() {
         static COUNT: PerProcess<Mutex<u32>> = PerProcess::new();
         let mut held = COUNT.of(1).lock().unwrap();
         *held = 7;

@@ -25,40 +25,44 @@ use crate::exit::RawReason;
 use crate::sys::calls::{self, Level, Taken};
 
 /// The mark of an exit that KVM has yet to complete: a bit of `kvm_run.flags` that no kernel sets. Each
-/// `KVM_RUN` rewrites `flags`. This holds even for a `KVM_RUN` under `immediate_exit`, which leaves the old
-/// exit reason in place, and for one that fails before it has completed an exit.
+/// `KVM_RUN` rewrites `flags`, and so removes the mark. This holds even for a `KVM_RUN` under
+/// `immediate_exit`, which leaves the old exit reason in place, and for a `KVM_RUN` that fails before it has
+/// completed an exit.
 const WAITS: u16 = 1 << 15;
 
 /// The mark of a vCPU that has not run since it was restored: another bit of `kvm_run.flags` that no kernel
 /// sets.
 const RESTORED: u16 = 1 << 14;
 
-/// The operations on a vCPU that the gate may need to answer an exit.
+/// The operations on a vCPU that the gate may need to answer an exit; implemented for KVM's vCPUs and for
+/// vCPUs of tests.
 pub(super) trait Port {
     /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
 
-    /// Returns the CPUID that the kernel has for the vCPU; `None` if this port cannot ask for it.
+    /// Returns the CPUID that the kernel has for the vCPU; `None` if the implementation cannot ask for the
+    /// CPUID.
     fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
 
     /// Returns the exit that waits for an answer; `None` if the last exit was not an MSR exit.
     ///
     /// # Errors
-    /// The exit's reason, if it is unknown.
+    /// The reason of the exit, if this crate does not know that reason.
     fn pending(&self) -> Result<Option<Exit>, RawReason>;
 
     /// Writes the reply, which the next `KVM_RUN` takes. The reply may be overwritten before that.
     fn reply(&mut self, reply: Reply);
 
-    /// Changes the exit's reason, for a VMM that is to get the exit as the kernel would make it for that
-    /// reason. A port without a VMM does nothing.
+    /// Changes the reason in the exit, before the exit is left to the VMM: the VMM then sees an exit that
+    /// the kernel might have made for that reason. An implementation for tests, which has no VMM, does
+    /// nothing.
     fn set_reason(&mut self, _: ExitReason) {}
 
     /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
     fn settle(&mut self);
 
-    /// Marks the exit as one that the kernel has yet to complete. On a port that sees this without a mark,
-    /// the function does nothing.
+    /// Marks the exit as one that the kernel has yet to complete. An implementation that can tell this
+    /// without a mark does nothing.
     fn mark(&mut self) {}
 
     /// Tells if the kernel still has to complete the exit: the vCPU has not run since [`Self::mark`].
@@ -118,7 +122,7 @@ enum Returned {
 }
 
 impl<'v> KvmPort<'v> {
-    /// Makes the port of the vCPU behind this file descriptor, with its own shared page.
+    /// Makes the [`Port`] of the vCPU that has this file descriptor and this shared page.
     pub(super) fn new(vcpu: RawFd, run: &'v mut kvm_run) -> Self {
         Self {
             vcpu,

@@ -12,7 +12,8 @@ use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// A value that is in force, such as a program, and the number of its generation.
 pub(super) struct Published<T> {
-    /// The number of the generation in force. It changes only under the lock.
+    /// The number of the generation in force: each replacement of the value makes a new generation. This
+    /// number changes only under the lock.
     ///
     /// Relaxed: a reader gets the value itself under the lock. A vCPU whose access the kernel refused
     /// by a new filter must see the number that was stored before that filter was set. The kernel's own
@@ -29,12 +30,12 @@ struct Held<T> {
     highest: u64,
 }
 
-/// A value, and the number that is unique to its time in force.
+/// A value that was put in force, and a number that identifies that event.
 #[derive(Debug)]
 pub(super) struct Generation<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
-    /// The state of this generation's trial: one of the three constants below.
+    /// The state of this generation's trial: `TRIED` (still on trial), `KEPT` or `WITHDRAWN`.
     fate: Arc<AtomicU64>,
 }
 
@@ -51,8 +52,9 @@ impl<T> Generation<T> {
         }
     }
 
-    /// Tells if this generation was withdrawn. The result is certain for a caller that has since got
-    /// another generation from [`Published::newer_than`].
+    /// Tells if this generation was withdrawn: its trial was not kept, and the previous value is in force
+    /// again. The result may be outdated, unless the caller has got another generation from
+    /// [`Published::newer_than`] after this one.
     pub(super) fn is_withdrawn(&self) -> bool {
         // Relaxed: this generation was marked as withdrawn before the other generation came into force, and
         // the caller got the other generation under the lock.
@@ -89,8 +91,9 @@ impl<T> Published<T> {
         }
     }
 
-    /// Puts another value in force, at least until its trial ends. A vCPU that calls [`Self::newer_than`]
-    /// after this has returned gets that value or a later one. There is one trial at a time.
+    /// Puts another value in force; if the trial of that value is not kept, the previous value comes back. A
+    /// vCPU that calls [`Self::newer_than`] after this function has returned gets that value or a later one.
+    /// There is one trial at a time.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +117,7 @@ impl<T> Published<T> {
         held.now = before;
     }
 
-    /// Returns the generation in force.
+    /// Returns the value in force, with the number of its generation.
     pub(super) fn get(&self) -> Generation<T> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.now.clone()
@@ -150,7 +153,7 @@ impl<T> Trial<'_, T> {
         self.number
     }
 
-    /// Ends the trial so that the value stays in force. Returns the number of its generation.
+    /// Ends the trial so that the value stays in force. Returns the number of the value's generation.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;
         self.fate.store(KEPT, Ordering::Relaxed);
@@ -171,10 +174,10 @@ mod model {
     use super::*;
 
     /// Two threads each replace the value, and a vCPU follows. The vCPU sees each of the three values whole.
-    /// It never sees an older value after a newer one, and it sees the last one once both replacements have
-    /// ended.
+    /// The vCPU never sees an older value after a newer one, and it sees the last value once both
+    /// replacements have ended.
     #[test]
-    fn follower_never_goes_back_and_ends_at_last_program() {
+    fn vcpu_never_returns_to_older_program_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new([0; 2]));
             let writers = [1, 2].map(|value| {
@@ -202,7 +205,7 @@ mod model {
     /// the new filter also sees the new program. Here a release store stands for setting the filter. If that
     /// store were relaxed, the test would fail, whatever memory ordering the generation's number has.
     #[test]
-    fn follower_that_sees_effect_of_new_filter_sees_new_program() {
+    fn thread_that_sees_effect_of_new_filter_sees_new_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let filter = Arc::new(AtomicU64::new(0));
@@ -223,11 +226,11 @@ mod model {
         });
     }
 
-    /// During a trial, a vCPU finds either the value on trial or the value before it, each under its own
-    /// number. Once the trial is withdrawn, the vCPU finds the value before it, and sees that the value on
+    /// During a trial, a vCPU finds either the value on trial or the previous value, each under its own
+    /// number. Once the trial is withdrawn, the vCPU finds the previous value, and sees that the value on
     /// trial was withdrawn.
     #[test]
-    fn withdrawn_trial_is_reported_to_follower() {
+    fn vcpu_sees_that_program_on_trial_was_withdrawn() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let writer = {

@@ -1,10 +1,10 @@
 //! The publisher: the thread that sets a more open filter when a guest makes the first access
 //! of a kind that the policy allows and only wants to see.
 //!
-//! A vCPU asks the publisher, rewinds its access, and the guest tries again. The vCPU does not wait
-//! until the call that sets the filter returns, which takes the kernel a grace period: the new filter
-//! is in force long before that (S7). Each VM has one publisher, so that filters are set in the order
-//! in which they were made.
+//! The vCPU's thread asks the publisher for such a filter and rewinds the access, so that the guest executes
+//! it again. The vCPU does not wait until the ioctl that sets the filter returns, which takes a grace period
+//! of the kernel: the new filter is in force long before that (S7). Each VM has one publisher, so that
+//! filters are set in the order in which they were made.
 //!
 //! A VMM may have a thread of its own do this work, by [`GateOptions::publish_by`](super::GateOptions::publish_by):
 //! the gate then hands it [`Publication`]s, and starts no thread.
@@ -31,8 +31,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     OwnThread::spawn("msrgate-publish", body)
 }
 
-/// The guard that acts when the publisher thread ends, also by a panic: from then on no vCPU waits for the
-/// thread.
+/// The guard that is dropped when the publisher thread ends, also by a panic. It then notes the end, so that
+/// no vCPU waits for the thread.
 struct End<'s>(&'s Shared);
 
 impl Drop for End<'_> {
@@ -42,12 +42,13 @@ impl Drop for End<'_> {
 }
 
 /// A filter that a thread of the VMM's is to set, since a guest has made a first access: see
-/// [`GateOptions::publish_by`](super::GateOptions::publish_by). Dropping it without setting it is the end of the
-/// gate's publications: a vCPU that needs another filter gets [`AnswerError::Gone`](super::AnswerError::Gone).
+/// [`GateOptions::publish_by`](super::GateOptions::publish_by). If a publication is dropped without a call
+/// of [`Self::set`], the gate opens its filter for no further access: an access that needs another filter is
+/// then an error, [`AnswerError::Gone`](super::AnswerError::Gone).
 #[derive(Debug)]
 #[must_use = "the vCPU waits for the filter"]
 pub struct Publication {
-    /// The gate's state. It is taken away once the filter is set.
+    /// The gate's state; an empty reference once the filter is set.
     shared: Weak<Shared>,
 }
 
@@ -56,8 +57,8 @@ impl Publication {
         Self { shared }
     }
 
-    /// Sets the filter, which takes one call into the kernel of a grace period. If the gate and its vCPUs are gone,
-    /// the function does nothing.
+    /// Sets the filter, by an ioctl that waits for a grace period of the kernel. If the gate and its vCPUs
+    /// are gone, the function does nothing.
     pub fn set(mut self) {
         if let Some(shared) = self.shared.upgrade() {
             publish(&shared);

@@ -17,7 +17,7 @@ struct Stretch {
     last: Instant,
 }
 
-/// The decision on one more rewind of an access.
+/// The decision if the vCPU may rewind an access once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// The access is rewound for the first time.
@@ -80,7 +80,7 @@ impl RewindTimer {
     }
 }
 
-/// The answer to the question if an access begins to wait.
+/// The answer to the question if an access begins to wait for its filter only now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum First {
     Yes,
@@ -88,8 +88,8 @@ pub(super) enum First {
     No,
 }
 
-/// The accesses of a vCPU that began to wait last. Several may wait at once: a guest may take an interrupt, or run
-/// another task, before it executes an access again.
+/// The accesses of a vCPU that were the last to begin to wait for a filter. Several may wait at once: a
+/// guest may take an interrupt, or run another task, before it executes an access again.
 pub(super) struct Begun([Option<Waited>; BEGUN]);
 
 /// The number of accesses that are remembered. The filter is opened in the order of the requests: an access still waits
@@ -101,7 +101,7 @@ impl Begun {
         Self([None; BEGUN])
     }
 
-    /// Notes that an access waits.
+    /// Notes that an access waits for its filter.
     pub(super) fn begin(&mut self, waited: Waited) -> First {
         if self.0.contains(&Some(waited)) {
             return First::No;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn access_begins_once_until_it_ends_or_many_others_have_begun() {
+    fn access_begins_to_wait_once_until_its_wait_ends_or_many_others_begin() {
         let mut begun = Begun::none();
         let one = |index| (0, MsrIndex::new(index), Access::Read);
         for index in [1, 2, 3] {
@@ -166,9 +166,10 @@ mod tests {
         assert_eq!(begun.begin(one(1)), First::Yes);
     }
 
-    /// On a busy host, the time for which the filter is still to be set does not count.
+    /// The time for which a vCPU may rewind an access begins when the filter for the access is set. On a
+    /// busy host that may be late.
     #[test]
-    fn patience_starts_when_filter_is_set() {
+    fn rewind_timer_starts_when_filter_is_set() {
         let (start, mut rewound) = (Instant::now(), RewindTimer::never());
         let mut again = |filter, half: u32| {
             let now = start + Duration::from_millis(500) * half;
@@ -180,11 +181,11 @@ mod tests {
         assert_eq!(again(Filter::Set, 110), Wait::TooLong);
     }
 
-    /// The time starts anew after a pause, and under another program. A guest that is mostly idle and
-    /// accesses one register may come to the gate only after each replacement of the program, and that does
-    /// not mean that another filter than the gate's is in force.
+    /// The timer of a vCPU's rewinds starts anew after a pause, and under another program. A guest that is
+    /// mostly idle and accesses one register may come to the gate only after each replacement of the
+    /// program. Such an access is no sign that another filter than the gate's is in force.
     #[test]
-    fn pause_or_other_program_restarts_timer() {
+    fn pause_or_other_program_restarts_rewind_timer() {
         let start = Instant::now();
         let mut rewound = RewindTimer::never();
         for round in 0..10 {

@@ -15,9 +15,9 @@ pub(super) struct Seen(Kinds<SEEN>);
 /// accesses or audits: see [`Gate::first_accesses`](super::Gate::first_accesses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FirstAccess {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
 }
 
@@ -36,8 +36,8 @@ impl Seen {
         Self(Kinds::new())
     }
 
-    /// Notes an access under the program of this number. Each program starts anew: an access that
-    /// passed without an event under one program may have to be logged under the next.
+    /// Notes an access under the program of this number. Each program has first accesses of its own: an
+    /// access that passed without an event under one program may have to be logged under the next.
     pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
         match self.0.find(Kind::new(program, index, access), 64) {
             Found::New(_) => Touch::First,
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn access_is_first_once_for_each_direction_and_program() {
+    fn access_of_msr_is_first_once_for_each_direction_and_program() {
         let seen = Seen::new();
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
@@ -100,7 +100,8 @@ mod tests {
         assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }
 
-    /// If several threads touch the same access, exactly one of them is told that the access is the first.
+    /// If several threads note the same access at once, `touch` reports the access as the first one to
+    /// exactly one of them.
     #[test]
     fn concurrent_equal_accesses_are_first_for_one_thread_only() {
         let seen = Seen::new();
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn access_without_room_in_table_is_forgotten() {
+    fn touch_of_access_without_room_in_table_returns_forgotten() {
         let seen = Seen::new();
         let forgotten = (0..100_000)
             .map(|index| seen.touch(0, msr(index), Access::Read))

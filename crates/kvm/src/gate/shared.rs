@@ -57,7 +57,7 @@ pub(super) enum Past {
 }
 
 impl Control {
-    /// Tells if it is decided which variant of the program applies to this VM.
+    /// Tells if the gate has already chosen the variant of the program for this VM.
     pub(super) fn is_chosen(&self, program: &Program) -> bool {
         self.chosen.is_some() || program.variants().len() == 1
     }
@@ -114,8 +114,8 @@ impl Shared {
     /// Ties a vCPU to the `VcpuGate` of this number.
     ///
     /// # Errors
-    /// [`VcpuError::TiedTwice`] if another `VcpuGate` answers for the vCPU: each of the two would know only
-    /// some of the vCPU's pins.
+    /// [`VcpuError::TiedTwice`] if another `VcpuGate` answers for the vCPU: each of the two `VcpuGate`s
+    /// would know only some of the vCPU's pins.
     pub(super) fn tie(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
         let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
         match tied.entry(place.page()) {

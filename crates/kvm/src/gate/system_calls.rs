@@ -4,9 +4,9 @@
 /// An `ioctl` of KVM: its name in `linux/kvm.h`, and its number on x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ioctl {
-    /// The name.
+    /// The name of the request, such as `KVM_RUN`.
     pub name: &'static str,
-    /// The number, which is the second argument of ioctl(2).
+    /// The number of the request, which is the second argument of ioctl(2).
     pub number: u32,
 }
 
@@ -32,13 +32,13 @@ pub struct SystemCalls {
     /// gone.
     pub vcpu_others: &'static [&'static str],
     /// The `ioctl`s on the VM's file descriptor. The threads that install the gate, [add
-    /// vCPUs](super::Gate::vcpu) or replace the program make them, and so does the gate's own thread,
+    /// vCPUs](super::Gate::vcpu) or replace the program make these calls, and so does the gate's own thread,
     /// `msrgate-publish`.
     pub vm_ioctls: &'static [Ioctl],
     /// The system calls, besides `ioctl`s of KVM, of the threads that install the gate, replace its program
     /// or drop the gate. One of these threads starts `msrgate-publish`, and ends it if it runs in the same
-    /// process. A thread that sets filters in its place
-    /// ([`GateOptions::publish_by`](super::GateOptions::publish_by)) makes the calls of these threads.
+    /// process. If a thread of the VMM's sets filters in place of `msrgate-publish`
+    /// ([`GateOptions::publish_by`](super::GateOptions::publish_by)), that thread makes these calls, too.
     pub vm_others: &'static [&'static str],
     /// The system calls of `msrgate-publish` that are not `ioctl`s of KVM. This thread inherits the seccomp
     /// rules of the thread that starts it. The thread that [writes events](super::events::Events::spawn)
@@ -161,7 +161,7 @@ mod tests {
     use crate::sys::calls;
 
     #[test]
-    fn listed_ioctl_numbers_match_calls_made() {
+    fn listed_ioctl_numbers_are_those_that_this_crate_passes_to_kernel() {
         let mut made: BTreeMap<_, _> = calls::numbers().into_iter().collect();
         let filter = CallerWidth::Bits64.ioctl_number();
         made.insert("KVM_X86_SET_MSR_FILTER", filter.into());

@@ -26,24 +26,24 @@ const UNSETTLED: u64 = u64::MAX;
 
 /// The part of a gate that answers the MSR exits of one vCPU.
 ///
-/// A `VcpuGate` holds the pins and emulated registers of the vCPU. Keep it for as long as the vCPU may run,
-/// and drop it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu),
-/// with the CPUID that `KVM_SET_CPUID2` gets; `KVM_SET_CPUID2`; [`reset`](Self::reset), or
-/// [`restore`](Self::restore) for a vCPU that comes from elsewhere; then [`answer`](Self::answer) after
-/// each `KVM_RUN` that returns with an MSR exit, and [`finish`](Self::finish) for each handler request,
-/// before the next `KVM_RUN`.
+/// A `VcpuGate` holds the pins and emulated registers of the vCPU. A VMM keeps the `VcpuGate` for as long as
+/// the vCPU may run, and drops it before it unmaps the vCPU's shared page. A VMM makes these calls, in this
+/// order: [`Gate::vcpu`](super::Gate::vcpu), with the CPUID that `KVM_SET_CPUID2` gets; `KVM_SET_CPUID2`;
+/// [`reset`](Self::reset), or [`restore`](Self::restore) for a vCPU that comes from elsewhere; then
+/// [`answer`](Self::answer) after each `KVM_RUN` that returns with an MSR exit, and [`finish`](Self::finish)
+/// for each handler request, before the next `KVM_RUN`.
 ///
-/// A call out of this order is an error, and a #GP for the guest, with one exception: if `answer` is
-/// not called for an exit, the kernel completes the exit itself. The guest then reads 0, or its write
-/// is dropped silently.
+/// A call out of this order returns an error, and the guest gets #GP, with one exception: if `answer` is not
+/// called for an exit, the kernel completes the exit itself. The guest then reads 0, or its write is dropped
+/// silently.
 ///
 /// Each call on a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other
 /// binding.
 ///
 /// Only the process that made the `VcpuGate` may use it: a forked child cannot use the vCPU.
 ///
-/// A `VcpuGate` is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every
-/// call except [`Self::id`] takes `&mut self`.
+/// A `VcpuGate` is `Send`. A `VcpuGate` is not `Sync`, since a VMM's [`Device`](super::Device) need not be
+/// `Sync`; every call except [`Self::id`] takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
     /// The vCPU whose exits this `VcpuGate` answers.
@@ -84,16 +84,16 @@ impl VcpuGate {
         }
     }
 
-    /// The vCPU's number.
+    /// The number of the vCPU that this `VcpuGate` is for.
     #[must_use]
     pub const fn id(&self) -> VcpuId {
         self.own.id
     }
 
-    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it for each such
+    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call `answer` for each MSR
     /// exit, before the next `KVM_RUN`, even before one under `immediate_exit`. Otherwise `KVM_RUN`
-    /// completes the exit as done, with 0 for a read, and a later `answer` to that exit has no effect
-    /// and reports no error.
+    /// completes the exit as done, with 0 for a read, and a later `answer` to that exit has no effect and
+    /// reports no error.
     ///
     /// # Errors
     /// After an error, except [`AnswerError::Theirs`], the guest gets #GP if the VMM runs the vCPU again.
@@ -105,8 +105,8 @@ impl VcpuGate {
     /// - [`AnswerError::Call`]: a call that the answer needs fails.
     /// - [`AnswerError::Publish`], [`AnswerError::OtherFilter`] or [`AnswerError::Gone`]: the kernel's
     ///   filter refuses the access, which the program lets through, and will keep refusing it.
-    /// - [`AnswerError::Theirs`]: the VMM's own filter or mask asks for the exit. The gate has left the
-    ///   exit as the kernel made it. This error comes only after
+    /// - [`AnswerError::Theirs`]: the VMM's own filter or mask asks for the exit. The gate has not answered
+    ///   the exit: the VMM has to answer it. This error comes only after
     ///   [`Gate::set_beside`](super::Gate::set_beside).
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
@@ -117,7 +117,7 @@ impl VcpuGate {
     }
 
     /// Gives the reply of the VMM's handler to the exit of a handler request, [`Outcome::Handler`].
-    /// Call it before the vCPU runs again: otherwise the guest gets #GP. The access is logged and
+    /// Call `finish` before the vCPU runs again: otherwise the guest gets #GP. The access is logged and
     /// counted as handled, or as denied if `reply` is a fault.
     ///
     /// # Errors
@@ -135,9 +135,9 @@ impl VcpuGate {
     }
 
     /// Resets the vCPU's state in the gate: emulated registers get their reset values, pins are
-    /// released, and devices are reset. Call it before the vCPU first runs, after `KVM_SET_CPUID2`, and
-    /// each time the vCPU is reset, by INIT or a reboot. If KVM has not completed an exit, KVM forgets
-    /// that exit: otherwise its completion would move RIP and write to registers of the reset vCPU.
+    /// released, and devices are reset. Call `reset` before the vCPU first runs, after `KVM_SET_CPUID2`, and
+    /// each time the vCPU is reset, by INIT or a reboot. If KVM has not completed an exit, KVM forgets that
+    /// exit: otherwise its completion would move RIP and write to registers of the reset vCPU.
     ///
     /// The first `reset` or [`Self::restore`] ties this `VcpuGate` to `vcpu`, by the file descriptor and
     /// the shared page. From then on this `VcpuGate` answers for no other vCPU.
@@ -146,20 +146,20 @@ impl VcpuGate {
     /// - [`AnswerError::Vcpu`] with [`VcpuError::OtherVcpu`], [`VcpuError::TiedTwice`] or
     ///   [`VcpuError::Restored`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
     ///   or has not run since [`Self::restore`], whose state would be lost. A `KVM_RUN` under
-    ///   `immediate_exit` counts as running. Nothing has changed.
+    ///   `immediate_exit` counts as running. After this error the vCPU's state is unchanged.
     /// - [`AnswerError::Vcpu`] with [`VcpuError::OtherCpuid`]: KVM has no CPUID for the vCPU, or
     ///   another one than [`Gate::vcpu`](super::Gate::vcpu) was given. The vCPU counts as not reset
     ///   until `reset` or [`Self::restore`] succeeds.
-    /// - [`AnswerError::Call`]: a call on the vCPU or of a device fails. The vCPU counts as not reset,
-    ///   as above.
+    /// - [`AnswerError::Call`]: a call on the vCPU or of a device fails. The vCPU counts as not reset until
+    ///   `reset` or [`Self::restore`] succeeds.
     pub fn reset(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
         self.reset_at(&mut port(vcpu))
     }
 
-    /// Resets a vCPU that will run before it gets another CPUID. [`Self::reset`] lets the gate look at the
-    /// CPUID once more at the first exit; this function looks at it now instead. Then [`Self::answer`] calls
-    /// nothing but `KVM_RUN`, as the seccomp rules of some VMMs demand, if each exit brings the registers in
-    /// `kvm_run` and the program has no `mask`, `sticky`, `pin` or device.
+    /// Resets a vCPU that will run before it gets another CPUID. After [`Self::reset`] the gate checks the
+    /// vCPU's CPUID once more at the first exit; this function makes that check now instead. Then
+    /// [`Self::answer`] calls nothing but `KVM_RUN`, as the seccomp rules of some VMMs demand, if each exit
+    /// brings the registers in `kvm_run` and the program has no `mask`, `sticky`, `pin` or device.
     ///
     /// # Errors
     /// The errors are those of [`Self::reset`].
@@ -179,8 +179,8 @@ impl VcpuGate {
         self.come_to_rest(&mut port(vcpu))
     }
 
-    /// Returns true if KVM has yet to take the last answer. Returns false after an exit without an answer, whose access
-    /// the guest executes again.
+    /// Returns true if KVM has not taken the gate's reply to the last exit yet. Returns false if the gate
+    /// has not replied but rewound the access, so that the guest executes it again.
     pub fn has_answer(&self, vcpu: &mut impl VcpuHandle) -> bool {
         port(vcpu).is_marked()
     }
@@ -191,7 +191,8 @@ impl VcpuGate {
     ///
     /// # Errors
     /// [`AnswerError::Vcpu`] if `vcpu` was not [reset](Self::reset), is another vCPU, or has not run
-    /// since [`Self::restore`], whose pin and register would be lost. Nothing has changed.
+    /// since [`Self::restore`], whose pin and register would be lost. After this error the vCPU's state is
+    /// unchanged.
     pub fn msr_set_by_host(
         &mut self,
         vcpu: &mut impl VcpuHandle,
@@ -202,14 +203,15 @@ impl VcpuGate {
 
     /// Returns the vCPU's emulated registers, pins and devices as bytes, for a snapshot or a migration.
     ///
-    /// This first completes an answer that KVM has not taken yet (S5.6), so save the vCPU's registers
-    /// after it. It also waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that
-    /// the state is of a program that stays in force. If a debugger steps the vCPU, `kvm_run` may hold
-    /// `KVM_EXIT_DEBUG` afterwards, which reports the step over the completed access.
+    /// If KVM has not taken the last answer yet, `save` first makes KVM take it (S5.6), so save the vCPU's
+    /// registers after this call. If a [`Gate::replace`](super::Gate::replace) is under way, `save` also
+    /// waits for its end, so that the state is of a program that stays in force. If a debugger steps the
+    /// vCPU, `kvm_run` may hold `KVM_EXIT_DEBUG` afterwards, which reports the step over the completed
+    /// access.
     ///
     /// # Errors
-    /// - [`StateError::Unanswered`]: the last exit has not been [answered](Self::answer). KVM would
-    ///   complete it as if the policy allowed the access.
+    /// - [`StateError::Unanswered`]: the last exit has not been [answered](Self::answer). KVM would complete
+    ///   that exit as if the policy allowed the access.
     /// - [`StateError::Vcpu`]: `vcpu` was not [reset](Self::reset), or is another vCPU.
     /// - [`StateError::Call`]: `KVM_RUN` under `immediate_exit` fails.
     pub fn save(&mut self, vcpu: &mut impl VcpuHandle) -> Result<Vec<u8>, StateError> {
@@ -220,17 +222,18 @@ impl VcpuGate {
     /// [`Self::reset`], and may also come after a reset. If KVM has not completed an exit, KVM forgets that
     /// exit, as in [`Self::reset`]: on a vCPU that has run, call `restore` before `KVM_SET_VCPU_EVENTS`.
     /// Until the vCPU has run, [`Self::reset`] and [`Self::msr_set_by_host`] are errors, since they would
-    /// undo the restore. Like [`Self::save`], this waits for a replacement that is under way.
+    /// undo the restore. Like [`Self::save`], `restore` waits for a [`Gate::replace`](super::Gate::replace)
+    /// that is under way.
     ///
     /// # Errors
     /// - [`StateError::Restore`]: the bytes are not a saved vCPU state, or name a register, pin or
-    ///   device that the program does not have. Nothing has been restored, and an exit that waits for
-    ///   an answer still waits.
+    ///   device that the program does not have. No part of the state has been restored, and an exit that
+    ///   waits for an answer still waits.
     /// - [`StateError::Vcpu`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
-    ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. Nothing
-    ///   has been restored, as above.
-    /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not
-    ///   reset until this or [`Self::reset`] succeeds.
+    ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. No part of
+    ///   the state has been restored, and an exit that waits for an answer still waits.
+    /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not reset
+    ///   until `restore` or [`Self::reset`] succeeds.
     pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
         self.restore_at(&mut port(vcpu), saved)
     }
@@ -238,10 +241,11 @@ impl VcpuGate {
     /// Returns the values of the MSRs in `list`, which KVM holds for the guest, for a migration. `list`
     /// comes from [`Gate::migration_list`](super::Gate::migration_list) or
     /// [`tight_migration_list`](super::Gate::tight_migration_list). MSRs that this vCPU does not have
-    /// are left out. Like [`Self::save`], this completes an answer that KVM has not taken yet.
+    /// are left out. If KVM has not taken the last answer yet, this function first makes KVM take it, as
+    /// [`Self::save`] does.
     ///
     /// # Errors
-    /// Those of [`Self::save`], and [`StateError::Call`] if `KVM_GET_MSRS` fails.
+    /// The errors of [`Self::save`], and [`StateError::Call`] if `KVM_GET_MSRS` fails.
     pub fn capture_registers(
         &mut self,
         vcpu: &mut impl VcpuHandle,
@@ -257,13 +261,13 @@ impl VcpuGate {
     }
 
     /// Sets the values that [`Self::capture_registers`] returned, on this host or another. No pin is
-    /// released, so this may come before [`Self::restore`], or after it if no device of the policy shows a
-    /// value in one of the MSRs. Afterwards the migration lists leave out no register, because KVM may hold
-    /// a setting that another program let the guest turn on.
+    /// released, so a VMM may call this before [`Self::restore`], or after it if no device of the policy
+    /// shows a value in one of the MSRs. After this call the migration lists leave out no register, because
+    /// KVM may hold a setting that another program let the guest turn on.
     ///
     /// # Errors
-    /// - [`StateError::Register`]: KVM does not accept a value. The values before it in the list are
-    ///   set, those after it are not.
+    /// - [`StateError::Register`]: KVM does not accept a value. The values before that one in the list are
+    ///   set, the values after it are not.
     /// - [`StateError::Vcpu`]: `vcpu` was neither reset nor restored, or is another vCPU.
     /// - [`StateError::Call`]: `KVM_SET_MSRS` fails.
     pub fn restore_registers(
@@ -447,7 +451,8 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Makes KVM complete an exit for which the gate has given the reply.
+    /// Makes KVM complete the vCPU's last exit, if the gate has given its reply and KVM has not taken the
+    /// reply yet.
     fn come_to_rest(&mut self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
@@ -467,7 +472,7 @@ impl VcpuGate {
         Ok(saved.encode())
     }
 
-    /// Takes over the program in force, if the program has been replaced.
+    /// Makes this `VcpuGate` use the program in force, if the program has been replaced.
     #[inline]
     fn follow(&mut self) {
         if !self.own.shared.current.is_number(self.settled) {
@@ -495,7 +500,8 @@ impl VcpuGate {
         self.own.before.is_some()
     }
 
-    /// Takes over the program in force, after waiting for any replacement that may still be withdrawn.
+    /// Makes this `VcpuGate` use the program in force, after waiting for any replacement that may still be
+    /// withdrawn.
     fn follow_for_good(&mut self) {
         let shared = Arc::clone(&self.own.shared);
         let control = shared.lock();

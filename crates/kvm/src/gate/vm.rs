@@ -15,10 +15,10 @@ pub(super) trait VmPort: Send {
     /// Puts a filter and a mask of exit reasons in force (S7).
     ///
     /// # Errors
-    /// Those of [`Installed::replace`](crate::Installed::replace).
+    /// The errors are those of [`Installed::replace`](crate::Installed::replace).
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError>;
 
-    /// Tells if the guests of this VM may run guests.
+    /// Tells if the guest of this VM may run nested guests.
     fn has_nested_state(&self) -> bool;
 
     /// Tells if KVM puts a vCPU's registers into `kvm_run` when the gate asks for them.
@@ -32,12 +32,12 @@ pub(super) struct KvmVm {
     has_nested_state: bool,
 }
 
-/// The VMs of this process that have a gate. A VM may have only one, since each gate sets filters as if it
-/// were the only one.
+/// The VMs of this process that have a gate. A VM may have only one gate, since each gate sets filters as if
+/// it were the VM's only gate.
 static GUARDED: PerProcess<Mutex<Vec<Weak<OwnedFd>>>> = PerProcess::new();
 
 impl KvmVm {
-    /// Makes the port by which a gate reaches a VM, and duplicates the VM's file descriptor.
+    /// Makes the [`VmPort`] by which a gate reaches a VM, and duplicates the VM's file descriptor.
     ///
     /// # Errors
     /// [`GateError::OtherGate`] if the VM has a gate already and the kernel can tell; [`GateError::Io`]

@@ -1,4 +1,4 @@
-//! A watcher that is told of each answer, on the vCPU's own thread.
+//! The watcher of a gate: the gate passes each of its answers to the watcher, on the vCPU's own thread.
 
 use msrgate_filter::Exit;
 use msrgate_program::Origin;
@@ -10,20 +10,20 @@ use super::id::VcpuId;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Told {
-    /// The vCPU.
+    /// The vCPU that made the access.
     pub vcpu: VcpuId,
     /// The access, with the exit's reason.
     pub exit: Exit,
     /// The gate's disposition of the access.
     pub disposition: Disposition,
-    /// The part of the policy that decided.
+    /// The part of the policy that decided the access.
     pub origin: Origin,
 }
 
 /// A watcher of all answers of a gate: see [`GateOptions::watcher`](super::GateOptions::watcher).
 pub trait Watcher: Send + Sync {
-    /// Notes an answer that the gate is about to give. The gate calls this on the vCPU's thread, which a
-    /// VMM's seccomp rules may forbid every system call. The gate tells of an access once, even if the guest
-    /// executes the access again while it waits for the kernel's filter to open.
+    /// Notes an answer that the gate is about to give. The gate calls this function on the vCPU's thread, to
+    /// which a VMM's seccomp rules may forbid every system call. The gate calls it once for each access,
+    /// even if the guest executes the access several times until the kernel's filter is open for it.
     fn told(&self, told: &Told);
 }

@@ -1,5 +1,5 @@
 //! The interface to everything in which a guest can access MSRs under a filter: a real KVM, the model of
-//! KVM, and future backends. One test body runs on all of them.
+//! KVM, and future backends. One test body runs on all these backends.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::probe::HostCaps;
 use crate::sys::calls::{enable_reasons, set_up_machine_checks};
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
-/// A VM with one vCPU. A test can set its filter and its mask of exit reasons, and run scripts of MSR
-/// accesses in its guest.
+/// A VM with one vCPU. A test can set the filter and the mask of exit reasons of this VM, and run scripts of
+/// MSR accesses in its guest.
 pub trait Backend {
     /// The kind of this backend: a real KVM or the model.
     fn kind(&self) -> BackendKind;
@@ -77,7 +77,7 @@ impl KvmBackend {
     /// the calling thread.
     ///
     /// # Errors
-    /// Returns an error if the host's KVM is no longer usable, or if a call fails.
+    /// Returns an error if the host's KVM is no longer usable, or if a system call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let guest = Guest::new(host, Apic::Absent)?;
         Ok(Self { guest })

@@ -1,5 +1,5 @@
-//! The numbered statements of `docs/kvm-semantics.md`, measured on this host. Each is tried in a VM of its
-//! own, by an ioctl or with the built-in guest.
+//! The numbered statements of `docs/kvm-semantics.md`, measured on this host. Each statement is tried in a
+//! VM of its own, by an ioctl or with the built-in guest.
 
 mod decision;
 mod exits;
@@ -34,7 +34,7 @@ pub enum Finding {
     Holds,
     /// The host does not behave as the statement says.
     Differs {
-        /// The behaviour that was observed, followed by the expected behaviour if that is short.
+        /// The behaviour that was observed, followed by the expected behaviour if its description is short.
         seen: String,
     },
     /// No ioctl and no built-in guest can show if the statement holds. `why` says if that is so on every
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn finding_all_returns_first_that_does_not_hold() {
+    fn finding_all_returns_first_finding_other_than_holds() {
         let differs = Finding::compare("a", &1, &2);
         let wanted = Finding::Differs {
             seen: "a: 1 instead of 2".to_owned(),

@@ -129,8 +129,8 @@ impl<R: Registers> Backend for ModelBackend<R> {
 /// The address of `struct kvm_msr_filter` in the memory of the model's caller. Address 0 stays unmapped.
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 
-/// Places each bitmap far from the others in the model's memory, so that the bytes after a bitmap cannot be
-/// read.
+/// Places each bitmap far from all other bitmaps in the model's memory, so that the bytes after a bitmap
+/// cannot be read.
 fn lay_out(raw: &RawFilter) -> (Request, Vec<Segment<'_>>) {
     let mut memory = Vec::new();
     let mut places = (1_u64..).map(|place| UserAddress::new(place << 32));

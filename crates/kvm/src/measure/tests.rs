@@ -9,7 +9,7 @@ const ALLOWED: MsrIndex = MsrIndex::new(0x10);
 const REFUSED: MsrIndex = MsrIndex::new(0x20);
 const UNKNOWN: MsrIndex = MsrIndex::new(0x30);
 
-/// Returns a filter with the default action deny. It allows two MSRs; KVM does not know one of them.
+/// Returns a filter with the default action deny. The filter allows two MSRs; KVM does not know one of them.
 fn filter() -> Filter {
     let allowed = [ALLOWED, UNKNOWN];
     let bit = |offset| allowed.contains(&MsrIndex::new(0x10 + offset));
@@ -166,7 +166,7 @@ fn measure_of_conforming_kvm_reports_no_deviation() {
 }
 
 #[test]
-fn measure_skips_allowed_write_that_acts_at_once() {
+fn measure_does_not_try_allowed_write_that_has_effect_at_once() {
     let mut liar = Liar {
         filter: None,
         mask: RawReasons::NONE,
@@ -180,7 +180,7 @@ fn measure_skips_allowed_write_that_acts_at_once() {
 }
 
 #[test]
-fn measure_reports_s3_3_if_denied_access_passes() {
+fn measure_reports_broken_statement_s3_3_if_denied_access_passes() {
     let passes = |step: &Step, _, seen: &mut Observed| {
         if step.index == REFUSED && step.access == Access::Read {
             *seen = Observed {
@@ -193,7 +193,7 @@ fn measure_reports_s3_3_if_denied_access_passes() {
 }
 
 #[test]
-fn measure_reports_s3_3_if_allowed_access_is_refused() {
+fn measure_reports_broken_statement_s3_3_if_allowed_access_is_refused() {
     let refuses = |step: &Step, mask: RawReasons, seen: &mut Observed| {
         if (step.index, mask) == (ALLOWED, every_reason()) {
             let honest = Liar {
@@ -278,7 +278,7 @@ fn measure_checks_every_field_of_exits_and_faults() {
 }
 
 #[test]
-fn measure_reports_s5_2_if_exit_is_not_in_mask() {
+fn measure_reports_broken_statement_s5_2_if_exit_reason_is_not_in_mask() {
     let exits = |step: &Step, _, seen: &mut Observed| {
         let honest = Liar {
             filter: Some(filter()),

@@ -49,7 +49,7 @@ ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 pub(crate) enum Taken {
     /// The kernel accepted the value: the register holds it.
     Yes,
-    /// The kernel refused the value. If the guest wrote this value, it would get #GP, too.
+    /// The kernel refused the value. A guest that writes this value gets #GP, too.
     No,
 }
 
@@ -65,7 +65,8 @@ pub(crate) enum Level {
 /// Returns true if both file descriptors refer to the same open file description; `None` if the kernel
 /// cannot tell, as before Linux 6.10.
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
-    /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
+    /// `F_DUPFD_QUERY`, the command of fcntl(2) that asks if two descriptors are one open file
+    /// (`linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;
     // SAFETY: fcntl(2) takes numbers here, and this command changes nothing.
     match unsafe { libc::fcntl(one.as_raw_fd(), DUPFD_QUERY, other.as_raw_fd()) } {
@@ -75,7 +76,7 @@ pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bo
     }
 }
 
-/// Returns nanoseconds since 1970, or 0 if the clock is set before that. Each event calls this;
+/// Returns nanoseconds since 1970, or 0 if the clock is set before that. The gate calls this for each event;
 /// `SystemTime` would take three times as many instructions.
 pub(crate) fn now() -> u64 {
     let mut now = libc::timespec {
@@ -275,7 +276,7 @@ pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, 
 }
 
 /// Returns true if this linear address is canonical, so that the CPU would accept it. `KVM_TRANSLATE`
-/// ignores the upper bits of an address, so they are checked here.
+/// ignores the upper bits of an address, so this function checks them.
 fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     /// The bit of CR4 for page tables of five levels (SDM volume 3, 2.5).
     const CR4_LA57: u64 = 1 << 12;

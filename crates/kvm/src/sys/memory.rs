@@ -17,8 +17,8 @@ pub(crate) const PAGE: usize = 0x1000;
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<AtomicU64>,
-    /// The number of bytes, from the start, that this process can read and write: the whole mapping, or all
-    /// of it but the last page.
+    /// The number of bytes, from the start, that this process can read and write: the whole mapping, or, if
+    /// its last page was made unreadable, the pages before that page.
     open: usize,
     bytes: usize,
 }

@@ -7,7 +7,7 @@ use msrgate_kvm::{IgnoreMsrs, UnknownBits};
 
 use msrgate_testing::host::{host, say};
 
-/// Checks that the statement of this number holds on this host.
+/// Checks that the numbered statement about KVM holds on this host.
 fn holds(number: &str) {
     if let Some(finding) = measure(number) {
         assert_eq!(finding, Finding::Holds, "{number}");
@@ -36,7 +36,7 @@ fn holds_on_recent_kernels(number: &str) {
     }
 }
 
-/// Checks a statement that this host may be unable to show. The host must not contradict it.
+/// Checks a statement that this host may be unable to show. The host must not contradict the statement.
 fn is_not_contradicted(number: &str) {
     match measure(number) {
         Some(Finding::CannotBeShown { why }) => say(&format!("SKIPPED: {number}: {why}")),
@@ -72,18 +72,18 @@ macro_rules! statements {
 }
 
 statements! {
-    holds s1_1_capability_188 "S1.1";
-    holds s1_2_capability_189 "S1.2";
-    holds s1_3_exit_numbers "S1.3";
-    holds_unless_ignored s1_4_exit_reason_bits "S1.4";
-    holds s1_5_offsets_in_kvm_run "S1.5";
-    holds s1_6_ioctl_number "S1.6";
-    is_not_contradicted s1_6a_ioctl_number_of_32_bit_callers "S1.6a";
-    holds s1_7_struct_layout "S1.7";
-    holds s1_8_sixteen_ranges_of_0x3000 "S1.8";
+    holds s1_1_capability_188_is_supported "S1.1";
+    holds s1_2_capability_189_is_supported "S1.2";
+    holds s1_3_exit_numbers_are_29_for_reads_and_30_for_writes "S1.3";
+    holds_unless_ignored s1_4_exit_reason_bits_are_1_2_and_4 "S1.4";
+    holds s1_5_fields_of_msr_exit_are_at_known_offsets_in_kvm_run "S1.5";
+    holds s1_6_ioctl_number_of_64_bit_callers_sets_filter "S1.6";
+    is_not_contradicted s1_6a_ioctl_number_of_32_bit_callers_sets_filter "S1.6a";
+    holds s1_7_ranges_and_bitmap_pointers_are_at_known_offsets_in_filter_struct "S1.7";
+    holds s1_8_filter_has_at_most_sixteen_ranges_of_at_most_0x3000_msrs "S1.8";
     holds_on_recent_kernels s1_9_unknown_reason_bits_are_einval "S1.9";
-    holds s1_9a_enabling_189_is_einval "S1.9a";
-    holds s1_10_capability_184_of_the_seed_answers_too "S1.10";
+    holds s1_9a_enabling_capability_189_is_einval "S1.9a";
+    holds s1_10_capability_184_of_early_draft_is_another_capability "S1.10";
     holds s2_1_unreadable_struct_is_efault "S2.1";
     holds_on_recent_kernels s2_2_unknown_filter_flags_are_einval "S2.2";
     holds s2_3_default_deny_without_ranges_is_einval "S2.3";
@@ -98,14 +98,14 @@ statements! {
     holds_on_recent_kernels s2_4h_first_bad_range_decides_the_error "S2.4h";
     holds s2_5_new_filter_holds_when_set_returns "S2.5";
     holds s2_6_overlapping_and_wrapping_ranges_are_accepted "S2.6";
-    holds s2_7_failed_set_call_changes_nothing "S2.7";
-    holds s3_1_x2apic_is_exempt "S3.1";
+    holds s2_7_failed_call_that_sets_filter_keeps_old_filter "S2.7";
+    holds s3_1_access_to_x2apic_msr_is_never_denied_by_filter "S3.1";
     holds s3_1a_x2apic_is_read_under_default_deny "S3.1a";
     holds s3_2_vm_without_filter_denies_nothing "S3.2";
     holds s3_3_first_matching_range_decides "S3.3";
     holds s3_3a_range_of_other_direction_does_not_stop_search "S3.3a";
     holds s3_3b_range_with_both_flags_has_one_bitmap "S3.3b";
-    holds s3_4_default_decides_outside_all_ranges "S3.4";
+    holds s3_4_default_action_decides_accesses_outside_all_ranges "S3.4";
     holds s3_5_wrapping_ranges_match_nothing "S3.5";
     holds s3_6_bits_past_last_msr_are_unused "S3.6";
     holds s4a_host_access_is_not_filtered "S4a";
@@ -116,13 +116,13 @@ statements! {
     holds s5_1_filter_is_asked_before_register "S5.1";
     holds_unless_ignored s5_1a_allowed_failing_access_is_unknown_or_invalid "S5.1a";
     holds_unless_ignored s5_2_no_fallback_to_another_reason "S5.2";
-    holds s5_3_exit_fields "S5.3";
+    holds s5_3_fields_of_msr_exit_hold_index_value_and_no_error "S5.3";
     holds s5_4_error_0_completes_a_read "S5.4";
     holds s5_4a_error_0_completes_a_write "S5.4a";
     holds s5_4b_nonzero_error_is_gp_at_the_instruction "S5.4b";
     holds s5_4c_single_step_is_honoured "S5.4c";
-    holds s5_5_only_error_and_data_are_read_back "S5.5";
-    holds s5_5a_filter_and_mask_set_while_exit_is_pending "S5.5a";
+    holds s5_5_kernel_reads_back_only_error_and_data_of_exit "S5.5";
+    holds s5_5a_filter_and_mask_set_while_exit_is_pending_do_not_change_its_completion "S5.5a";
     holds s5_5b_registers_set_while_exit_is_pending "S5.5b";
     holds s5_6_immediate_exit_completes_pending_exit "S5.6";
     holds s5_7_denied_access_without_exit_is_gp_at_the_instruction "S5.7";

@@ -1,5 +1,5 @@
-//! Tests on a real KVM. Without one they print that they are skipped; with `MSRGATE_REQUIRE=kvm` they
-//! fail.
+//! Tests on a real KVM. On a machine without KVM the tests print that they are skipped; with
+//! `MSRGATE_REQUIRE=kvm` they fail there.
 
 mod doctor;
 mod install;

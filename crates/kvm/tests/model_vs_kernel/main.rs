@@ -1,8 +1,10 @@
 //! Comparison of the model with the kernel: both get the same random masks, filters and accesses, and
-//! everything observable is compared. The comparison covers the result of each call (S1.9, S2), the rule
-//! that a failed call changes nothing (S2.7), and the verdict (S3) and the outcome (S5) of each access.
+//! everything observable is compared. The comparison covers the result of each call that sets a mask or a
+//! filter (S1.9, S2), the rule that a failed call keeps the old mask and filter (S2.7), and the verdict (S3)
+//! and the outcome (S5) of each access.
 //!
-//! `MSRGATE_SEED` repeats a run. A failure prints the shortest sequence of rounds that still shows it.
+//! `MSRGATE_SEED` repeats a run. If the two differ, the test prints the shortest sequence of rounds that
+//! still shows the difference.
 
 mod linear;
 mod pair;

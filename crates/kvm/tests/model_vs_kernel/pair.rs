@@ -132,8 +132,8 @@ impl Pair {
         }
     }
 
-    /// Returns true if the model can predict the access. It cannot predict a fault that the CPU itself
-    /// raises.
+    /// Returns true if the model can predict the access. The model cannot predict a fault that the CPU
+    /// itself raises.
     fn is_comparable(&self, step: &Step) -> bool {
         let learnt = self
             .baseline

@@ -1,8 +1,8 @@
 //! The model's registers behind the filter, learnt from this host's KVM in a VM without a filter.
 //!
 //! The comparison is about filters, not about registers. So the model is told what each register does on
-//! this host: its value, or KVM's own reason to refuse an access. This knowledge is used only where the
-//! filter lets an access pass.
+//! this host: its value, or KVM's own reason to refuse an access. The model uses this knowledge only if the
+//! filter lets the access pass.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use msrgate_kvm::{HostCaps, RawReasons};
 const PAT: MsrIndex = MsrIndex::new(0x277);
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 const TSC: MsrIndex = MsrIndex::new(0x10);
-/// An MSR that no CPU has: an access to it exits.
+/// An MSR that no CPU has: a guest's access to it makes an exit to user space.
 const NOBODYS: MsrIndex = MsrIndex::new(0x1234_5678);
 
 /// Returns true if QEMU's SVM accepts this write and changes the written value later.
@@ -208,8 +208,8 @@ impl Baseline {
         Ok(())
     }
 
-    /// Returns an access that the model has let pass since the last call, although the filter denies it. The
-    /// effect of such an access was not learnt.
+    /// Returns an access that the model has let pass since the last call, although the filter denies it. For
+    /// such an access the baseline has not learnt the effect.
     pub(crate) fn take_stray(&mut self) -> Option<(MsrIndex, Access)> {
         self.stray.take()
     }

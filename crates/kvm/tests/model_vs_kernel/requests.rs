@@ -30,8 +30,8 @@ struct RangePlan {
     base: u32,
     nmsrs: u32,
     bits: Bits,
-    /// The number of surplus bytes after the bitmap's last word. They move the start of the bitmap off a
-    /// word boundary.
+    /// The number of surplus bytes after the bitmap's last word. These bytes move the start of the bitmap
+    /// off a word boundary.
     surplus: usize,
 }
 
@@ -70,7 +70,8 @@ enum RangeMistake {
     Unreadable,
     /// A bitmap that is this many bytes shorter than the whole words that the kernel reads.
     Short(usize),
-    /// A bitmap with one bit per MSR, rounded up to a byte. It is long enough only for some numbers of MSRs.
+    /// A bitmap with one bit per MSR, rounded up to a byte. Such a bitmap is long enough only for some
+    /// numbers of MSRs.
     Unpadded,
 }
 
@@ -243,8 +244,8 @@ impl RangePlan {
         }
     }
 
-    /// Returns the 64 bits of the bitmap that start at bit `from`. Some of them may come after the bit of
-    /// the range's last MSR.
+    /// Returns the 64 bits of the bitmap that start at bit `from`. Some of these bits may come after the bit
+    /// of the range's last MSR.
     fn word(&self, from: u32) -> u64 {
         let own = match self.nmsrs - from {
             left @ 0..64 => (1 << left) - 1,

@@ -21,7 +21,8 @@ pub(crate) struct Round {
     pub(crate) accesses: Vec<AccessPlan>,
 }
 
-/// A plan of an access. Its MSR is given by a place in a filter, which is generated only later.
+/// A plan of an access. The MSR of the access is given by a place in a filter, since the filter is generated
+/// only later.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessPlan {
     place: Place,

@@ -4,8 +4,8 @@
 //! The host sets the registers before each step, and each step ends with an OUT of the guest. The
 //! instructions of SVM are described in the APM, volume 3; each takes a physical address in RAX.
 
-/// The guest, which is a hypervisor. RBX holds the address of the nested guest's VMCB; RDI holds the
-/// address where VMSAVE stores the guest's own state, which VMRUN does not save.
+/// The machine code of the guest, which is a hypervisor. RBX holds the address of the nested guest's VMCB;
+/// RDI holds the address where VMSAVE stores the guest's own state, which VMRUN does not save.
 #[rustfmt::skip]
 pub(crate) const GUEST: [u8; 0x36] = [
     // read: the guest's RDMSR

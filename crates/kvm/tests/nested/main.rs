@@ -50,9 +50,9 @@ fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
 }
 
 /// Writes of a nested guest to forwarded registers are denied: the gate writes no register and pins none.
-/// Writes of the nested guest's hypervisor are forwarded before and after.
+/// Writes of the nested guest's hypervisor are forwarded, before and after the nested guest has run.
 #[test]
-fn nested_guest_writes_are_not_forwarded() {
+fn nested_guest_writes_are_not_forwarded_to_kvms_registers() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -220,9 +220,9 @@ fn at_a_nested_write(machine: &mut Machine, value: u64) {
     assert_eq!(machine.exits, [Nested]);
 }
 
-/// Saving while the nested guest runs fails as long as an exit has no answer. After the answer the exit is
-/// completed, the nested guest's #GP is still to be delivered, and the saved state has only the guest's
-/// own pin.
+/// `save` fails while the nested guest runs and its exit has no answer. After the answer, `save` completes
+/// the exit, the nested guest's #GP is still to be delivered, and the saved state has only the guest's own
+/// pin.
 #[test]
 fn vcpu_save_while_nested_guest_runs_has_only_pin_of_the_guest() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
@@ -290,7 +290,7 @@ fn vcpu_reset_while_nested_guest_runs_discards_pending_exit() {
 /// The microcode device finds an update at the address that results from the nested guest's own page
 /// tables and then the nested page tables.
 #[test]
-fn microcode_update_of_nested_guest_is_found_by_both_page_tables() {
+fn microcode_update_of_nested_guest_is_found_through_its_own_and_nested_page_tables() {
     let trigger = MsrIndex::new(0xc001_0020);
     let revision = MsrIndex::new(0x8b);
     let entries = "0xc0010020 = { device = 'microcode' }\nIA32_BIOS_SIGN_ID = 'rw'\n\

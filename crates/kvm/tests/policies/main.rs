@@ -1,7 +1,7 @@
 //! Random policies in the built-in guest, on the model and on KVM: the filter must deny an access (S5.2:
 //! an exit with reason FILTER, or #GP) exactly if `explain` says so.
 //!
-//! `MSRGATE_SEED` repeats a run. A failure prints the smallest policy that still shows it.
+//! `MSRGATE_SEED` repeats a run. If the test fails, it prints the smallest policy that still fails.
 
 use std::thread;
 

@@ -14,7 +14,7 @@ fn compiled() -> Variant {
         .clone()
 }
 
-/// Returns the filter of `compiled`, with `change` applied to one range.
+/// Returns the filter of `compiled`, in which `change` is applied to the range with this number.
 fn mutant(compiled: &Variant, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
     let mut ranges = compiled.filter().ranges().to_vec();
     match change(&ranges[number]) {
@@ -35,8 +35,8 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
     Range::new(range.accesses(), range.base(), bitmap.unwrap())
 }
 
-/// The comparison finds every filter in which one bit is flipped, or in which one range is moved,
-/// left out, or given another direction.
+/// The comparison of a filter with its policy finds every filter in which one bit is flipped, or in
+/// which one range is moved, left out, or given another direction.
 #[test]
 fn compile_comparison_finds_every_broken_filter() {
     let compiled = compiled();
@@ -84,9 +84,10 @@ fn compile_comparison_finds_every_broken_filter() {
     ));
 }
 
-/// The comparison also finds a wrong decision of the filter at MSRs far from all entries.
+/// The comparison of a filter with its policy also finds a wrong decision at MSRs far from all
+/// entries.
 #[test]
-fn compile_comparison_finds_fault_between_entries() {
+fn compile_comparison_finds_wrong_decision_at_msrs_between_entries() {
     let compiled = compiled();
     for index in [0, 0x7ff, 0x900, 0x4b56_4d00, 0xffff_fffe] {
         let mut ranges = compiled.filter().ranges().to_vec();

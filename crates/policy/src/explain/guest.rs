@@ -1,4 +1,4 @@
-//! The result that a guest gets, in words.
+//! The result that a guest gets for an access, in words.
 
 use msrgate_filter::Access;
 use msrgate_program::{Action, Device, Emulated, Mask, Outside};

@@ -1,4 +1,4 @@
-//! Changes to the entries of a text. All else in the text stays, with its comments.
+//! Changes the entries of a policy's text. The rest of the text and its comments stay as they are.
 
 use toml_edit::Document;
 
@@ -73,7 +73,8 @@ impl Edited {
         }
     }
 
-    /// Writes the two actions of an entry out, if one word stands for both.
+    /// If the entry says one word for both directions, such as `rw`, replaces that word by the
+    /// actions `read` and `write`.
     pub(crate) fn spell_out(&mut self, key: &str, [read, write]: [&str; 2]) {
         let entry = self.msrs().parts.entry(key.to_owned()).or_default();
         if entry.value.take().is_some() {
@@ -82,7 +83,8 @@ impl Edited {
         }
     }
 
-    /// Lets an entry replace an included entry of the same MSRs.
+    /// Sets `override = true` in an entry, so that the entry replaces an included entry of the same
+    /// MSRs.
     pub(crate) fn set_override(&mut self, key: &str) {
         let entry = self.msrs().parts.entry(key.to_owned()).or_default();
         let part = entry.parts.entry("override".to_owned()).or_default();

@@ -1,5 +1,5 @@
-//! A text as a tree, independent of the way its tables are written, with the comments of each
-//! part.
+//! A policy's text as a tree of tables, keys and values, with the comments of each part. The tree
+//! does not depend on the way in which the text writes its tables.
 
 use indexmap::IndexMap;
 use toml_edit::{Array, InlineTable, Value as Toml};
@@ -17,7 +17,7 @@ const NUMBERS: [&str; 9] = [
 pub(super) struct Node {
     pub(super) comments: Comments,
     pub(super) origin: Origin,
-    /// The value; `None` for a table.
+    /// The value of the key. `None`: the part is a table.
     pub(super) value: Option<Value>,
     pub(super) parts: IndexMap<String, Node>,
 }

@@ -131,8 +131,8 @@ pub(super) fn comment(text: &str) -> Option<String> {
     Some(comment.to_owned())
 }
 
-/// Returns the lines of comments. A blank line is an empty string; consecutive blank lines become
-/// one.
+/// Returns the comments in a text that consists of comments and blank lines, one string a line. A
+/// blank line is an empty string; consecutive blank lines become one.
 pub(super) fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text
         .lines()
@@ -142,8 +142,8 @@ pub(super) fn lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Takes the comments that belong to the statement above them: those right below the statement, if
-/// a blank line separates them from the next statement.
+/// Removes from `lines`, and returns, the comments that belong to the statement above them: those
+/// right below the statement, if a blank line separates them from the next statement.
 fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     let blank = lines.iter().position(String::is_empty);
     match blank {
@@ -153,8 +153,9 @@ fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     }
 }
 
-/// Takes the comments about the whole text: all comments above the first statement. If a blank line
-/// is among them, only the comments above the last blank line are taken.
+/// Removes from `lines`, and returns, the comments about the whole text: all comments above the
+/// first statement. If a blank line is among them, only the comments above the last blank line are
+/// removed.
 fn head(lines: &mut Vec<String>) -> Vec<String> {
     let blank = lines.iter().rposition(String::is_empty);
     let end = blank.map_or(lines.len(), |blank| blank + 1);

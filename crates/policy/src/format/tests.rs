@@ -214,7 +214,7 @@ fn format_keeps_paragraph_whose_first_entry_becomes_table() {
 
 /// Two keys with the same canonical spelling stay as they are, because TOML refuses duplicate keys.
 #[test]
-fn format_keeps_keys_distinct() {
+fn format_leaves_two_keys_unchanged_whose_canonical_form_is_the_same() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nia32_efer = \"r\"\n\
                 \"IA32_EFER\" = \"r\"\n0xABC = \"r\"\n\" 0xabc\" = \"r\"\n\"0xABD\" = \"r\"\n";
     let once = check(text);
@@ -226,7 +226,7 @@ fn format_keeps_keys_distinct() {
 }
 
 #[test]
-fn format_accepts_include_without_default() {
+fn format_accepts_text_that_has_include_and_no_default() {
     let text = "policy = 1\ninclude = [\"nowhere.toml\"]\n\n[msrs]\n\
                 0x10 = { read = \"allow\", write = \"allow\", override = true }\n\
                 IA32_BIOS_UPDT_TRIG = { device = \"microcode\" }\n";

@@ -6,7 +6,7 @@ use crate::parse::{IncludeError, Includes};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The one file that a policy can include.
+/// The text of the one file that the policies of these tests can include.
 struct Base(&'static str);
 
 impl Includes for Base {
@@ -33,8 +33,9 @@ fn origin(variant: &Variant, index: MsrIndex, access: Access) -> Origin {
     variant.rules().origin(variant.rule(index, access).by)
 }
 
-/// Asserts that the policy refuses the access in some variant, that the grant has these words, and that the policy
-/// `after`, in which they were followed, allows the access there, and decides the other direction as before.
+/// Asserts that the policy refuses the access in some variant, that the grant's text is `says`, and
+/// that the policy `after`, which has the grant's change, allows the access in that variant, and
+/// decides the other direction as before.
 fn assert_granted(
     before: &str,
     base: &'static str,
@@ -91,7 +92,7 @@ fn grant_of_access_refused_by_default_adds_entry_or_changes_entry_of_same_msr() 
 }
 
 #[test]
-fn grant_of_access_refused_by_own_entry_changes_it_or_adds_narrower_entry() {
+fn grant_of_access_refused_by_policys_own_entry_changes_that_entry_or_adds_narrower_one() {
     for (before, says, after) in [
         (
             "[msrs]\n0x277 = 'w'\n",
@@ -120,7 +121,7 @@ fn grant_of_access_refused_by_own_entry_changes_it_or_adds_narrower_entry() {
 }
 
 #[test]
-fn grant_of_access_refused_by_entry_of_when_stays_in_it() {
+fn grant_of_access_refused_by_entry_of_when_section_changes_that_section() {
     let head = format!("{HEAD}[[when]]\ncpu = {{ vendor = 'AuthenticAMD' }}\n[when.msrs]\n");
     for (before, says, after) in [
         (
@@ -161,7 +162,7 @@ fn grant_of_access_refused_by_entry_of_when_stays_in_it() {
 }
 
 #[test]
-fn grant_of_access_refused_by_include_overrides_its_entry_or_adds_narrower_entry() {
+fn grant_of_access_refused_by_included_entry_overrides_that_entry_or_adds_narrower_one() {
     let head = "policy = 1\ndefault = 'deny'\ninclude = ['base.toml']\n[msrs]\n";
     for (base, says, added) in [
         (
@@ -196,7 +197,7 @@ fn grant_of_access_refused_by_include_overrides_its_entry_or_adds_narrower_entry
 }
 
 #[test]
-fn grant_of_both_directions_is_one_entry() {
+fn grant_that_allows_reads_and_writes_is_one_entry() {
     let index = MsrIndex::new(0x277);
     for (entries, says) in [
         ("", "to allow: IA32_PAT = \"rw\""),
@@ -218,7 +219,7 @@ fn grant_of_both_directions_is_one_entry() {
 }
 
 #[test]
-fn grant_of_value_that_register_refuses_changes_the_whole_entry() {
+fn grant_of_write_refused_by_entry_with_register_says_to_change_whole_entry() {
     let text = format!(
         "{HEAD}[msrs]\n0x277 = {{ register = {{ reset = 0, mask = '0xff', outside = 'deny' }} }}\n"
     );
@@ -233,7 +234,7 @@ fn grant_of_value_that_register_refuses_changes_the_whole_entry() {
 }
 
 #[test]
-fn grant_of_last_msr_or_of_access_refused_by_kvm_is_none() {
+fn grant_of_access_of_last_msr_or_of_access_refused_by_kvm_is_none() {
     let compiled = compiled(HEAD, "");
     let x2apic = MsrIndex::new(0x800);
     assert_eq!(

@@ -18,7 +18,7 @@ use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
 use super::{ImportError, dump, emitted, hexadecimal, quoted, without_effect};
 
-/// The version of the JSON's shape.
+/// The version of the JSON format that this module reads: the value of the key `schema`.
 const SCHEMA: u64 = 1;
 
 #[derive(serde::Deserialize)]
@@ -53,8 +53,8 @@ fn is_json(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// Returns true if bytes contain a byte that is 0. A text has no such byte; the ioctl's struct
-/// always has one, in its padding.
+/// Returns true if bytes contain a byte that is 0. A text has no byte that is 0; the struct of the
+/// ioctl always has one, in its padding.
 fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }
@@ -99,7 +99,8 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
 }
 
 /// Returns the filter that the kernel would read if these bytes were the caller's memory from
-/// address 0 on. The caller has 64 bits, or 32 if the bytes are no struct of a caller of 64.
+/// address 0 on. The caller is a 64-bit process, or a 32-bit process if the bytes are not the
+/// struct of a 64-bit one.
 fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     // After the flags, a caller of 64 bits has padding, and one of 32 bits the flags of its first range.
     let has_padding = bytes.get(4..8).is_none_or(|four| four == [0; 4]);
@@ -149,8 +150,8 @@ fn addressed(bytes: &[u8], width: CallerWidth) -> Option<Slot> {
     found.map(|(slot, _)| slot)
 }
 
-/// Returns true if bytes follow those of the struct and its bitmaps. A file whose beginning was
-/// overwritten with zeros has such bytes, because it reads as a filter without ranges.
+/// Returns true if the file has more bytes after the struct and its bitmaps. A file whose beginning
+/// was overwritten with zeros has such bytes, because the zeros read as a filter without ranges.
 fn has_more(bytes: &[u8], width: CallerWidth, filter: &Filter) -> bool {
     let bitmaps = filter.ranges().iter().map(|range| range.bitmap().words());
     let bitmaps: usize = bitmaps.map(size_of_val).sum();
@@ -235,8 +236,8 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
     Filter::new(Revision::Mainline, default_action, ranges).map_err(ImportError::Filter)
 }
 
-/// Returns the range that a window of the file describes. If the window has a wrong value, returns
-/// the key of the value, and the reason.
+/// Returns the filter range that one element of the file's list `ranges` describes. If a value in
+/// the element is wrong, returns the key of that value, and the reason.
 fn range(window: &Window) -> Result<Range, (&'static str, String)> {
     let accesses = match window.access.as_str() {
         "r" => Accesses::Read,

@@ -71,7 +71,8 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
     }
 }
 
-/// Returns true for a text in UTF-16: it has a mark, or each of its first letters has a zero byte.
+/// Returns true for a text in UTF-16: it has a byte order mark, or each of its first letters has a
+/// zero byte.
 pub(super) fn is_utf_16(bytes: &[u8]) -> bool {
     let is_text = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     match *bytes {
@@ -81,7 +82,8 @@ pub(super) fn is_utf_16(bytes: &[u8]) -> bool {
     }
 }
 
-/// Returns true for records of a journal, one a line or each over several lines.
+/// Returns true if bytes are JSON records of the systemd journal, one a line or each over several
+/// lines.
 fn is_journal(bytes: &[u8]) -> bool {
     memchr::memmem::find(bytes, b"\"MESSAGE\"").is_some()
 }

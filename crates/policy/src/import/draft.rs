@@ -13,16 +13,17 @@ pub struct Draft {
     /// The MSRs: one range, or a group.
     pub msrs: MsrSet,
     /// The actions, indexed by [`Access`](msrgate_filter::Access). `None`: the file says nothing
-    /// of the direction.
+    /// about this direction.
     pub actions: [Option<Action>; 2],
-    /// The accesses that become events. `None`: the settings decide.
+    /// The accesses that become events. `None`: the `log` of the imported policy's settings
+    /// decides.
     pub log: Option<Log>,
     /// The file's remark about the entry, for a comment.
     pub why: Option<String>,
 }
 
 impl Draft {
-    /// Returns a draft of one range, with these actions only.
+    /// Returns a draft for one range with these actions, and without `log` and `why`.
     pub(super) fn new(msrs: MsrRange, actions: [Option<Action>; 2]) -> Self {
         Self {
             msrs: msrs.into(),
@@ -56,10 +57,10 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Gap {
-    /// The log says that it lacks messages.
+    /// The file is a kernel's log, which says that messages are missing from it.
     LostMessages,
-    /// A part was cut off or overwritten: the last line has no line feed, and was not read, or the
-    /// file has a byte that is 0.
+    /// A part of the file was cut off or overwritten: the last line has no line feed, and was not
+    /// read, or the file has a byte that is 0.
     CutOff,
 }
 
@@ -67,9 +68,10 @@ pub enum Gap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LossKind {
-    /// The policy lacks the part.
+    /// The policy lacks the part of the file that the remark is about.
     LeftOut,
-    /// The policy has an entry for the part, or needs none. The remark tells what is unsure.
+    /// The policy has an entry for the part of the file, or needs none. The remark tells what is
+    /// unsure.
     Note,
 }
 
@@ -77,11 +79,12 @@ pub enum LossKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
-    /// The consequence for the policy.
+    /// The consequence for the imported policy: a part of the file is left out, or only unsure.
     pub kind: LossKind,
-    /// The line, counted from 1. `None`: the whole file, or a part of JSON.
+    /// The number of the line in the file, counted from 1. `None`: the remark is about the whole
+    /// file, or about a part of a JSON file.
     pub line: Option<usize>,
-    /// The description of the part, and the rule that holds in its place.
+    /// The description of the part of the file, and the rule that holds in the policy in its place.
     pub what: String,
 }
 

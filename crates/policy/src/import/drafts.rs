@@ -13,14 +13,14 @@ use crate::policy::{Log, Mode, Settings, Unknown};
 pub(super) struct Drafts {
     settings: Settings,
     scope: Scope,
-    /// The entries, one for each range.
+    /// The drafts that were added so far, each for one range.
     entries: Vec<Draft>,
     losses: Vec<Loss>,
     gap: Option<Gap>,
 }
 
 impl Drafts {
-    /// Returns an empty collection with this default action.
+    /// Returns an empty collection for a policy with this default action.
     pub(super) fn new(default: Action) -> Self {
         Self::under(Settings {
             name: None,
@@ -33,7 +33,7 @@ impl Drafts {
         })
     }
 
-    /// Returns an empty collection with these settings.
+    /// Returns an empty collection for a policy with these settings.
     pub(super) const fn under(settings: Settings) -> Self {
         Self {
             settings,
@@ -54,8 +54,8 @@ impl Drafts {
         self.scope = scope;
     }
 
-    /// Adds an entry, which must not overlap other entries. MSRs that no entry may name are left
-    /// out, with a remark.
+    /// Adds a draft of an entry, which must not overlap the drafts that were added before. MSRs
+    /// that no entry may name are left out, with a remark.
     pub(super) fn say(&mut self, draft: &Draft) {
         for &range in draft.msrs.ranges() {
             self.say_range(draft, range);
@@ -102,12 +102,12 @@ impl Drafts {
         }
     }
 
-    /// Adds a remark about a part that a policy cannot express.
+    /// Adds a remark about a part of the file that a policy cannot express.
     pub(super) fn lose(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.remark(LossKind::LeftOut, line, &what.into());
     }
 
-    /// Adds a remark about a part that the policy has, or that needs no entry.
+    /// Adds a remark about a part of the file that the policy has, or that needs no entry.
     pub(super) fn note(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.remark(LossKind::Note, line, &what.into());
     }
@@ -122,8 +122,8 @@ impl Drafts {
         self.gap = self.gap.max(Some(gap));
     }
 
-    /// Returns all entries in order. Neighbours with the same content become one entry, and so do
-    /// the registers of a group.
+    /// Returns all entries in the order of their MSRs. Neighbouring entries with the same content
+    /// become one entry, and so do the registers of a group.
     pub(super) fn imported(mut self, format: Format) -> Imported {
         self.entries.sort_by_key(|draft| draft.msrs.first());
         let mut entries: Vec<Draft> = Vec::new();

@@ -13,10 +13,10 @@ use super::{ImportError, hexadecimal, lines};
 
 /// The lines by which a language is recognized, and by which a text is known to be whole.
 struct Language {
-    /// The beginning and the end of the first line. Between them stands nothing, or ` for ` and the
-    /// name of a processor.
+    /// The beginning and the end of a file's first line, by which its language is recognized.
+    /// Between the two stands nothing, or ` for ` and the name of a processor.
     head: (&'static str, &'static str),
-    /// The last line, which occurs once.
+    /// The last line of a file in this language, which occurs once in the file.
     last: &'static str,
 }
 
@@ -31,7 +31,7 @@ static LANGUAGES: [Language; 2] = [
     },
 ];
 
-/// A range of which a part has been read.
+/// A range of the filter, of which a part has been read.
 #[derive(Default)]
 struct Partial {
     flags: Option<u64>,
@@ -171,7 +171,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads a line that only Rust has.
+    /// Reads a line that occurs in the Rust code, but not in the C code.
     fn rust(&mut self, line: &str) -> Result<(), &'static str> {
         let end = |value: &str| value.trim_end_matches([';', ',']).to_owned();
         if line == "Range {" {

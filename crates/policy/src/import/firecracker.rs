@@ -2,8 +2,8 @@
 //!
 //! A custom CPU template is `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`. Before the
 //! guest starts, Firecracker sets the bits that are 0 or 1; bits that are `x` keep the host's
-//! values. A fingerprint contains a template of all registers as its `guest_cpu_config`. Neither
-//! tells which accesses a guest may make.
+//! values. A fingerprint contains a template of all registers as its `guest_cpu_config`. Neither a
+//! template nor a fingerprint tells which accesses a guest may make.
 //!
 //! A policy therefore gets a value only if all bits of the value are given and no write of the
 //! guest changes it. Otherwise a guest would read a value that it did not write, or its writes
@@ -73,7 +73,7 @@ struct Modifier {
     bitmap: String,
 }
 
-/// The bits that a template fixes.
+/// The bits of a register that a template sets to 0 or 1.
 #[derive(Clone, Copy)]
 struct Bits {
     fixed: u64,
@@ -129,17 +129,17 @@ fn template(bytes: &[u8]) -> serde_json::Result<Template> {
     serde_json::from_slice(bytes)
 }
 
-/// The effect of a guest's writes under KVM.
+/// The effect of a guest's writes of a register under KVM.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writes {
-    /// KVM refuses them, and the register always has the value that the VMM gave it.
+    /// KVM refuses the writes, and the register always has the value that the VMM gave it.
     Constant,
-    /// KVM refuses them, but itself changes the value, does not take it from a VMM, or refuses
-    /// reads, too.
+    /// KVM refuses the writes. But KVM itself changes the register's value, does not take the value
+    /// from a VMM, or refuses reads, too.
     Refused,
-    /// KVM drops them.
+    /// KVM drops the writes: they succeed, and have no effect.
     Dropped,
-    /// They may change the register.
+    /// The writes may change the register.
     Taken,
 }
 
@@ -238,23 +238,24 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
     drafts.lose(None, what);
 }
 
-/// The first line of a list, of today's tools and of older ones.
+/// The first lines that a list of MSRs may have: the first string is that of today's tools, the
+/// second that of older ones.
 const HEADS: [&str; 2] = ["MSR_ADDR,VALUE", "MSR_ADDR,STATUS,VALUE"];
 
-/// Returns true if a line is the head of a list.
+/// Returns true if a line is the first line of a list of MSRs, which names the columns.
 pub(super) fn is_head(line: &str) -> bool {
     HEADS
         .iter()
         .any(|head| line.trim().eq_ignore_ascii_case(head))
 }
 
-/// Returns true if a line without its line feed still names its register: a comma and a value
-/// follow the index.
+/// Returns true if a last line whose line feed is missing still names its register: a comma and a
+/// value follow the index.
 pub(super) fn is_whole(line: &str) -> bool {
     is_head(line) || row(line).is_some()
 }
 
-/// A line of a list.
+/// A line of a list of MSRs below the first line.
 #[derive(Clone, Copy)]
 enum Row {
     /// The address of a register that a guest could read.
@@ -282,7 +283,8 @@ fn row(line: &str) -> Option<Row> {
     }
 }
 
-/// Reads a list of readable registers. The values are those of one moment, and are not used.
+/// Reads a list of readable registers. The values in the list are those of one moment, and are not
+/// used.
 pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
     let mut readable = std::collections::BTreeSet::new();

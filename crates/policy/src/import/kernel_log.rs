@@ -6,12 +6,13 @@
 //! guest got. [`text`] unwraps lines. The kernel of a guest has a message of its own,
 //! `unchecked MSR access error: …`, for an access that got #GP.
 //!
-//! The policy refuses an access only if KVM refused every access of that register. It leaves a
-//! register to KVM if KVM itself dropped the write, refused one value, or if the log does not tell.
+//! The policy refuses an access only if KVM refused every access of that register. The policy
+//! leaves a register to KVM if KVM itself dropped the write or refused one value, or if the log
+//! does not tell the result.
 //!
 //! Logging daemons replace repetitions by `message repeated 3 times: [ … ]`, or, for the line
-//! before, by `last message repeated 3 times`. Both are counted. If the kernel or a daemon dropped
-//! messages and the log tells so, the import has a remark.
+//! before, by `last message repeated 3 times`. The import counts repetitions in both forms. If the
+//! kernel or a daemon dropped messages and the log tells so, the import has a remark.
 
 mod message;
 mod results;
@@ -29,10 +30,11 @@ use crate::registers::titled;
 use message::{Message, Wording, is_of_kvm};
 use results::Got;
 
-/// All messages about one direction of an MSR.
+/// The messages about accesses of one MSR in one direction.
 #[derive(Clone, Copy, Default)]
 struct Seen {
-    /// The lines of the first messages with each result, indexed by [`Got`].
+    /// For each result of an access, the number of the line with the first message about that
+    /// result; indexed by [`Got`].
     first: [Option<usize>; Got::COUNT],
     count: usize,
 }
@@ -41,16 +43,17 @@ struct Seen {
 #[derive(Default)]
 struct Log {
     seen: BTreeMap<MsrIndex, [Option<Seen>; 2]>,
-    /// The message in the line before.
+    /// The message in the line that was read last, if that line has one.
     before: Option<Message>,
-    /// The first line that reports dropped messages.
+    /// The number of the first line that reports dropped messages.
     dropped: Option<usize>,
-    /// The number of messages that such lines report.
+    /// The number of messages that were dropped, as far as the log reports it.
     suppressed: u64,
     /// The accesses that the VMM made while a vCPU was at the reset vector.
     reset: BTreeSet<(MsrIndex, Access)>,
-    /// The lines of the first message of KVM, and of the first message of a guest's kernel.
+    /// The number of the line with the first message of KVM.
     of_kvm: Option<usize>,
+    /// The number of the line with the first message of a guest's kernel.
     of_guest: Option<usize>,
 }
 
@@ -61,8 +64,8 @@ pub(super) fn first_message(bytes: &[u8]) -> Option<usize> {
     first.map(|entry| entry.number)
 }
 
-/// Returns true if a line without its line feed still names its register: a character follows the
-/// index, so no digit of the index is missing.
+/// Returns true if a last line whose line feed is missing still names its register: a character
+/// follows the index, so no digit of the index is missing.
 pub(super) fn is_whole(line: &str) -> bool {
     // A letter directly after the index makes a line unreadable, so a line that ends with its index
     // fails this check.
@@ -141,7 +144,7 @@ impl Log {
         seen.first[results::got(&message) as usize].get_or_insert(number);
     }
 
-    /// Adds the remarks about the log as a whole.
+    /// Adds the remarks about the log as a whole to `drafts`.
     fn remarks(&self, drafts: &mut Drafts) {
         if let Some(line) = self.dropped {
             let messages = match self.suppressed {
@@ -169,13 +172,14 @@ impl Seen {
         self.first[got as usize].is_some()
     }
 
-    /// Returns true if every message has this result.
+    /// Returns true if the accesses of all messages had this result.
     fn is_only(self, got: Got) -> bool {
         self.has(got) && self.first.iter().flatten().count() == 1
     }
 
-    /// Returns the action that repeats KVM's result. Where KVM itself has a result that no action
-    /// repeats, or the log does not tell the result, the register is left to KVM.
+    /// Returns the action that gives a guest the result that the messages tell. If no action does,
+    /// or if the messages do not tell the result, returns `allow`, which leaves the register to
+    /// KVM.
     fn action(self, access: Access) -> Action {
         match access {
             _ if self.is_only(Got::Fault) => Action::Deny,
@@ -185,7 +189,7 @@ impl Seen {
         }
     }
 
-    /// Adds the remarks about one direction of an MSR.
+    /// Adds the remarks about accesses of one MSR in one direction to `drafts`.
     fn remarks(self, index: MsrIndex, access: Access, drafts: &mut Drafts) {
         let name = titled(index);
         let others = |got| self.has(got) && !self.is_only(got);
@@ -211,7 +215,8 @@ impl Seen {
     }
 }
 
-/// Returns the counts for a comment, such as `rdmsr 3 times, wrmsr once (no effect)`.
+/// Returns the numbers of messages, as text for a comment such as `rdmsr 3 times, wrmsr once (no
+/// effect)`.
 fn counts(both: [Option<Seen>; 2]) -> String {
     let directions = ["rdmsr", "wrmsr"].into_iter().zip(both);
     let counts: Vec<_> = directions
@@ -241,16 +246,18 @@ fn times(count: usize) -> String {
     }
 }
 
-/// Returns the number of repetitions that a line reports, of its own message or of the line before.
+/// Returns the number of repetitions that a line reports: of the message in that line, or of the
+/// line before it.
 fn repetitions(line: &str) -> Option<usize> {
     let (_, after) = line.split_once("message repeated ")?;
     let (times, _) = after.split_once(" times")?;
     times.parse().ok()
 }
 
-/// Returns the number of messages that were dropped, if a line in small letters reports some. They
-/// were dropped because of a rate limit, or because the reader of the log was too slow, and messages
-/// of KVM about MSRs may be among them. If the number is not in the line, it is 0.
+/// Returns the number of messages that were dropped, if a line in small letters reports some. The
+/// messages were dropped because of a rate limit, or because the reader of the log was too slow,
+/// and messages of KVM about MSRs may be among them. If the line does not have the number, the
+/// result is `Some(0)`.
 fn dropped(line: &str) -> Option<u64> {
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
         // The name of the kernel function that logs stands before the number, as in

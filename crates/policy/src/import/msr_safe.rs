@@ -1,6 +1,6 @@
 //! Reads allowlists of msr-safe: one MSR a line,
 //! `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may
-//! be written, and a comment. Every listed MSR may be read. According to the module's source, a
+//! be written, and a comment. Every listed MSR may be read. According to msr-safe's source, a
 //! write changes the bits of the mask and keeps the others.
 
 use std::collections::BTreeMap;
@@ -13,27 +13,27 @@ use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
 
-/// A line that is an entry.
+/// A line of an allowlist that names an MSR.
 struct Entry {
     index: MsrIndex,
     writable: u64,
     comment: String,
 }
 
-/// The content of a line.
+/// The content of a line of an allowlist.
 enum Line {
     Entry(Entry),
     Nothing,
     Unreadable,
 }
 
-/// Returns true if a line looks like an entry.
+/// Returns true if a line has the form of an allowlist's entry.
 pub(super) fn is_entry(line: &str) -> bool {
     matches!(parse(line), Line::Entry(_))
 }
 
-/// Returns true if a line without its line feed is a whole entry: a blank or a comment follows the
-/// mask.
+/// Returns true if a last line whose line feed is missing is a whole entry: a blank or a comment
+/// follows the mask.
 pub(super) fn is_whole(line: &str) -> bool {
     line.contains('#') || is_entry(line) && line.ends_with(char::is_whitespace)
 }
@@ -53,7 +53,7 @@ fn is_header(line: &str) -> bool {
     comment.is_some_and(|text| text.to_ascii_lowercase().contains("write mask"))
 }
 
-/// Returns the text of a line that is a comment.
+/// Returns the text after the `#` if a line is a comment.
 fn commented(line: &str) -> Option<&str> {
     let line = line.trim_start();
     line.starts_with('#').then(|| line.trim_start_matches('#'))

@@ -60,7 +60,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     Ok(drafts)
 }
 
-/// Returns the rules of both directions together, without x2APIC registers.
+/// Returns ranges of MSRs, each with the rules that hold for reads and for writes of the whole
+/// range. x2APIC registers are left out.
 fn runs(variant: &Variant) -> impl Iterator<Item = (MsrRange, [Rule<'_>; 2])> {
     let rules = variant.rules();
     let both = rules.zip(Access::Read, rules, Access::Write);

@@ -185,7 +185,7 @@ fn import_of_compiled_filter_gives_names_and_ranges() {
 }
 
 #[test]
-fn import_error_names_place() {
+fn import_error_names_line_or_key_of_invalid_value() {
     let error = |file: &str| import(file.as_bytes(), None).unwrap_err().to_string();
     let compiled = |ranges: &str| {
         error(&format!(
@@ -362,7 +362,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn import_of_random_filter_round_trips(filter in any_filter()) {
+    fn import_of_random_filter_gives_policy_that_decides_as_filter_does(filter in any_filter()) {
         let compiled = round_trip(&filter);
         prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
         // A filter that msrgate packed itself must round-trip to an equal filter, too.
@@ -412,7 +412,7 @@ fn by_vendor() -> Compiled {
 }
 
 #[test]
-fn import_of_filter_keeps_name_of_processor() {
+fn import_of_filter_compiled_for_processor_keeps_name_of_processor() {
     let (compiled, amd) = (by_vendor(), "AuthenticAMD:25:0x1:0");
     let cpu = crate::parse_cpu(amd).unwrap().cpu().clone();
     let variant = compiled.on(Some(&cpu));
@@ -442,7 +442,7 @@ fn import_of_filter_keeps_name_of_processor() {
 }
 
 #[test]
-fn import_of_program_with_variants_covers_first_variant() {
+fn import_of_program_with_several_variants_gives_policy_of_first_variant() {
     let program = by_vendor().into_program();
     let imported = import(&program.encode(), None).unwrap();
     let first = program.variants()[0].example();

@@ -6,14 +6,14 @@ use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompiledFilter {
-    /// The filter.
+    /// The filter that the file holds.
     pub filter: Filter,
     /// The processor that the filter was compiled for, as [`emit`](crate::emit) names it: any
     /// text. `None` if the file names no processor.
     pub made_for: Option<String>,
 }
 
-/// A filter with the reasons for which accesses are to exit, if the file states them.
+/// A filter, with the reasons for which KVM is to exit to user space, if the file states them.
 pub(super) struct Compiled {
     pub(super) filter: Filter,
     pub(super) made_for: Option<String>,

@@ -59,8 +59,9 @@ fn of_range(filter: &Filter, number: usize, range: &Range) -> Vec<String> {
     remarks
 }
 
-/// Returns true if an earlier range with the same accesses has another verdict. An earlier range
-/// with other accesses may be there on purpose: msrgate itself packs a policy so.
+/// Returns true if an earlier range for the same directions decides the access otherwise than
+/// `verdict`. An earlier range for other directions may be there on purpose: msrgate itself packs a
+/// policy so.
 fn is_hidden(
     filter: &Filter,
     range: &Range,

@@ -15,7 +15,8 @@ const HEADS: [&str; 3] = [
     r#"{"schema":1,"cpu":""#,
 ];
 
-/// Returns the mistake that a reader of `bytes` met.
+/// Returns the error of an import of `bytes`, which serde could not read as JSON because of
+/// `error`.
 pub(super) fn wrong_json(bytes: &[u8], error: &serde_json::Error) -> ImportError {
     let line = error.line();
     let what = what(error);

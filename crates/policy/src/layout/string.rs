@@ -32,8 +32,8 @@ fn escape(text: &mut String, c: char) {
     }
 }
 
-/// Returns a string on lines of its own: the text's own lines, with long ones broken between
-/// words. No line exceeds the limit of a policy's lines.
+/// Returns a string on lines of its own: the text's own lines, with long ones broken between words.
+/// No line exceeds the maximum length of a line of a policy.
 pub(super) fn block(text: &str) -> String {
     let mut block = "\"\"\"\n".to_owned();
     let mut column = 0;
@@ -91,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn layout_string_round_trips(text in "([a-z\"\\\\ \t\r\n]|\\PC|\\pC|\\p{M}{1,9}| {1,200}|x{1,300}){0,40}") {
+        fn layout_string_writes_toml_string_that_is_read_as_same_text(text in "([a-z\"\\\\ \t\r\n]|\\PC|\\pC|\\p{M}{1,9}| {1,200}|x{1,300}){0,40}") {
             prop_assert_eq!(read(&string(&text)), text.clone());
             prop_assert!(is_seen(&string(&text)));
             let block = block(&text);

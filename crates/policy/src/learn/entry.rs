@@ -74,7 +74,7 @@ pub(super) fn is_unknown(why: &str, access: Access) -> bool {
 }
 
 /// Returns true if learning could have written this `why`: each of its clauses has the form of one that [`why`]
-/// writes. An author whose words begin in the same way by chance writes another form.
+/// writes. A `why` of an author that begins with the mark by chance has another form.
 pub(super) fn is_learnt(why: &str) -> bool {
     let Some(clauses) = why.strip_prefix(MARK) else {
         return false;
@@ -84,7 +84,7 @@ pub(super) fn is_learnt(why: &str) -> bool {
         && clauses.all(|clause| is_first(clause) || is_detail(clause))
 }
 
-/// Returns true for a clause about the first access.
+/// Returns true if a clause of a `why` tells the vCPU, time or place of a first access.
 fn is_first(clause: &str) -> bool {
     let begins = ["first read", "first written", "seen"];
     let Some(mut rest) = begins.iter().find_map(|one| clause.strip_prefix(one)) else {
@@ -104,7 +104,7 @@ fn is_first(clause: &str) -> bool {
     rest.is_empty() || line.is_some_and(|(_, line)| line.parse::<u64>().is_ok())
 }
 
-/// Returns true for a clause about bits or about a fate.
+/// Returns true if a clause of a `why` names bits that a write set, or the fate of an access.
 fn is_detail(clause: &str) -> bool {
     let fates = [
         Fate::Untried,
@@ -132,8 +132,8 @@ fn bits(index: MsrIndex, value: u64) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Returns the keys under which an entry of one MSR can stand, the best first: its name, its index, and the
-/// index with leading zeros, and its aliases.
+/// Returns the keys under which an entry of one MSR can stand, the best first: the MSR's name, its index, the index
+/// with leading zeros, and the aliases of its name.
 pub(super) fn keys(index: MsrIndex) -> impl Iterator<Item = String> {
     let name = registers::by_index(index).map(|register| register.name.to_owned());
     let aliases = registers::by_index(index).map_or(&[][..], |register| register.aliases);

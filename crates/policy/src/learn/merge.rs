@@ -15,18 +15,20 @@ use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The comment above the learnt entries for accesses that the guest got no further with.
+/// The comment above the learnt entries that do not allow any access.
 const REFUSED: &str = "# The guest got #GP for these accesses where they were learnt, and went on.";
 
-/// The comment above the learnt entries for MSRs of which KVM refused an access, and may have carried out others.
+/// The comment above the learnt entries for MSRs that KVM knows, and of which KVM refused at least one access with
+/// #GP.
 const INVALID: &str = "# KVM knows these MSRs, and refused at least one access with #GP: for its value, or since the guest's processor lacks them.";
 
 /// Adds what a run of a guest needs to a policy.
 ///
 /// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed
-/// by an entry of its own. An access that an entry of the author refuses stays refused, and is
-/// listed. If KVM itself does not know the MSR, the entry says `deny` without events, so that the
-/// guest gets on every host what it got here. Comments and all else that the author wrote stay.
+/// by a learnt entry for this MSR alone. An access that an entry of the author refuses stays
+/// refused, and is listed. If KVM refused the access because it does not know the MSR, or if a
+/// trace shows #GP for every such access, the entry says `deny` without events, so that the guest
+/// gets #GP on every host, as it did in this run. Comments and all else that the author wrote stay.
 ///
 /// # Errors
 /// [`LearnError`]: the policy has mistakes or does not fit a filter, without or with the learnt
@@ -89,14 +91,14 @@ fn changed(
     })
 }
 
-/// The changes to a policy.
+/// The changes that learning makes to a policy.
 #[derive(Default)]
 struct Plan<'s> {
     msrs: BTreeMap<MsrIndex, Change<'s>>,
     kept: Vec<Kept>,
 }
 
-/// The change of the entry of one MSR.
+/// The change that learning makes to the entry of one MSR.
 #[derive(Default)]
 struct Change<'s> {
     /// The new actions, indexed by [`Access`]. `None`: the direction stays as it is.
@@ -198,7 +200,8 @@ impl<'s> Plan<'s> {
         }
     }
 
-    /// Lists the accesses of an MSR as kept, since no key is left for an entry of it.
+    /// Moves the accesses of an MSR to the list of refusals that are kept, because no key is left
+    /// for an entry of the MSR.
     fn keep(&mut self, index: MsrIndex) {
         let change = self.msrs.remove(&index).unwrap_or_default();
         for access in Access::ALL {
@@ -294,7 +297,7 @@ impl Change<'_> {
     }
 }
 
-/// The paragraph in which a learnt entry stands.
+/// The paragraph of the policy's text in which a learnt entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Allowed,
@@ -328,11 +331,12 @@ fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
         .collect()
 }
 
-/// The part of a policy that refuses an access, as far as it matters for changing it.
+/// The part of a policy that refuses an access. On this part depends how the policy can be changed
+/// to allow the access.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum RefusedBy<'p> {
-    /// The `default`.
+    /// The policy's `default`.
     Default,
     /// An entry that was learnt for another access, or without knowing of KVM's answer.
     Learnt(&'p Entry),

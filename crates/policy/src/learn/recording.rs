@@ -1,4 +1,4 @@
-//! Recordings: traces and logs of events, of which sightings are made.
+//! Recordings: traces and logs of events, from which learning takes the accesses that a guest made.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub struct Recording {
     kinds: BTreeMap<(MsrIndex, Access), Kind>,
     /// The number of accesses that a gate's event tells of.
     events: u64,
-    /// The number of accesses that other lines tell of.
+    /// The number of accesses that lines without a gate's event tell of.
     traced: u64,
     /// The number of events of accesses that no policy refused.
     passed: u64,
@@ -25,14 +25,14 @@ struct Kind {
     first: LineNumber,
     /// The value of the first write, if the recording has it.
     value: Option<u64>,
-    /// The best fate that an access had.
+    /// The best fate that one of these accesses had, in the order of [`Fate`].
     best: Fate,
-    /// The fate that accesses have which KVM did not carry out, if there were some.
+    /// The fate of those accesses that KVM did not carry out, if there were any.
     by_kvm: Option<Fate>,
 }
 
 impl Recording {
-    /// Adds one line.
+    /// Adds one line of the recording.
     pub fn add(&mut self, number: LineNumber, line: Line) {
         let Line::Access(traced) = line else { return };
         match traced.told {
@@ -64,8 +64,8 @@ impl Recording {
 
     /// Returns one sighting for each kind of access. `name` is the recording's name.
     ///
-    /// KVM asks the filter before it looks for the register, so that a gate may tell of one access twice: as let
-    /// through, and as refused by KVM. The refusal says what the guest got.
+    /// KVM asks the filter before it looks for the register, so that a gate may report one access in two events: as let
+    /// through by the filter, and as refused by KVM. Then the refusal decides the fate of the access.
     #[must_use]
     pub fn sightings(&self, name: &str) -> Vec<Sighting> {
         let of = |(&(index, access), kind): (&(MsrIndex, Access), &Kind)| {
@@ -77,7 +77,8 @@ impl Recording {
         self.kinds.iter().map(of).collect()
     }
 
-    /// Returns the comments about what this recording cannot show. `totals` are those of the same lines.
+    /// Returns the comments about what this recording cannot show. `totals` has the totals of the
+    /// recording's lines.
     #[must_use]
     pub fn notes(&self, name: &str, totals: &Totals) -> Notes {
         let mut notes = Notes::default();
@@ -117,7 +118,8 @@ impl Recording {
     }
 }
 
-/// Returns the parts that are known to be missing, in words.
+/// Returns phrases about the parts of the recording that are known to be missing, such as `2 events
+/// are lost`.
 fn missing(totals: &Totals) -> Vec<String> {
     let mut missing = Vec::new();
     let mut say = |number: u64, one: &str, several: &str| match number {
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn recording_tells_fates_apart_by_reason_and_action() {
+    fn fate_of_recorded_access_follows_from_reason_and_action_of_event() {
         for (reason, action, fate) in [
             ("filter", "deny", Fate::Untried),
             ("filter", "would-deny", Fate::Untried),
@@ -205,9 +207,10 @@ mod tests {
         }
     }
 
-    /// A gate tells of one access twice, since KVM asks the filter first.
+    /// A gate may report one access in two events, because KVM asks the filter before it looks for
+    /// the register.
     #[test]
-    fn refusal_by_kvm_counts_more_than_access_let_through() {
+    fn access_that_filter_let_through_and_kvm_refused_has_fate_of_refusal() {
         let passed = event(0x1c9, "filter", "allow");
         for (action, fate) in [("deny", Fate::Unknown), ("unknown", Fate::Answered)] {
             let told = event(0x1c9, "unknown", action);
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn access_that_faulted_each_time_in_trace_is_not_done() {
+    fn access_has_fate_faulted_only_if_it_got_gp_each_time_in_trace() {
         let fault = "a-1 [0] 1.2: kvm_msr: msr_read 606 = 0x0 (#GP)\n";
         let done = "a-1 [0] 1.3: kvm_msr: msr_read 606 = 0x3\n";
         let index = |fate| [(0x606, Access::Read, fate)];
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn sighting_has_first_line_and_first_written_value() {
+    fn sighting_from_trace_has_line_and_value_of_first_write() {
         let text = "a-1 [0] 1.2: kvm_msr: msr_write c0000080 = 0x500\na-1 [0] 1.3: kvm_msr: msr_write c0000080 = 0xd01\n";
         let sightings = recorded(text).sightings("guest.trace");
         let first = &sightings[0].first;

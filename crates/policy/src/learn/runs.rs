@@ -2,8 +2,8 @@
 
 use super::Notes;
 
-/// The number of runs from which a policy was learnt. The number stands in a comment at the head of
-/// the policy.
+/// The numbers of runs from which a policy was learnt. They stand in a comment at the head of the
+/// policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Runs {
     pub(super) all: u32,
@@ -14,12 +14,13 @@ pub(super) struct Runs {
 const BEGINNING: &str = "# Learnt by msrgate from ";
 
 impl Runs {
-    /// Returns the count that one of these comments has, or a count of 0 if none has one.
+    /// Returns the numbers of runs that one of these comments states, or 0 if no comment states
+    /// them.
     pub(super) fn of(head: &[String]) -> Self {
         head.iter().find_map(|line| read(line)).unwrap_or_default()
     }
 
-    /// Returns the count after one more run.
+    /// Returns the numbers of runs after one more run.
     pub(super) const fn after(self, has_news: News) -> Self {
         Self {
             all: self.all.saturating_add(1),
@@ -30,7 +31,7 @@ impl Runs {
         }
     }
 
-    /// Puts the count into the comments.
+    /// Writes the numbers of runs into the comments at the head of a policy.
     pub(super) fn put(self, head: &mut Vec<String>) {
         if let Some(line) = head.iter_mut().find(|line| read(line).is_some()) {
             *line = self.line();
@@ -43,8 +44,8 @@ impl Runs {
         head.insert(top, self.line());
     }
 
-    /// Puts comments into the head: the missing parts first, the others below the count. A comment that is there
-    /// already is not repeated.
+    /// Adds notes as comments at the head of a policy: those about missing accesses first, the others below the numbers
+    /// of runs. A comment that stands there already is not repeated.
     pub(super) fn put_notes(head: &mut Vec<String>, notes: &Notes) {
         let comment = |text: &String| format!("# {text}");
         let below = head
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn count_of_runs_survives_writing_and_reading() {
+    fn numbers_of_runs_are_same_after_writing_to_comment_and_reading_back() {
         for runs in [(1, 0), (2, 0), (2, 1), (30, 12)] {
             let (all, without_news) = runs;
             let runs = Runs { all, without_news };

@@ -7,7 +7,8 @@ use super::MistakeKind;
 use crate::selector::parse_msrs;
 
 impl MistakeKind {
-    /// Returns advice on how to correct the mistake. `None`: the message itself tells how.
+    /// Returns advice on how to correct the mistake. `None`: the message itself tells how to
+    /// correct the mistake.
     #[must_use]
     pub fn help(&self) -> Option<String> {
         Some(match self {

@@ -130,7 +130,7 @@ fn decoded(key: &str) -> String {
     first.map_or_else(|| key.to_owned(), |key| key.get_ref().to_string())
 }
 
-/// Finds the tables that contain substituted keys, by key.
+/// Adds each substituted key to `tables`, with the table that contains the key.
 fn substituted<'t, 's>(table: &'t DeTable<'s>, tables: &mut HashMap<&'t str, &'t DeTable<'s>>) {
     let keys = table.keys().map(|key| &**key.get_ref());
     let keys = keys.filter(|key| key.starts_with(SUBSTITUTE));

@@ -107,7 +107,8 @@ impl Reader<'_> {
         Some(entry)
     }
 
-    /// Reports a key that is a setting of the policy, or a part of an entry.
+    /// Reports a key below `[msrs]` that is a setting of the policy or a part of an entry, and
+    /// returns true. Other keys are not reported.
     fn is_misplaced(&mut self, item: Item<'_>, when: Option<WhenId>) -> bool {
         let key = item.key.text;
         let help = if words::TOP.contains(&key) {
@@ -130,7 +131,8 @@ impl Reader<'_> {
         true
     }
 
-    /// Reports a word that has no meaning without a table.
+    /// Reports a word that means nothing as the value of this key. The advice is to write `table`
+    /// as the value instead.
     fn needs_a_table(&mut self, item: Item<'_>, word: &str, table: &str) {
         let kind = MistakeKind::UnknownWord {
             word: quoted(word),
@@ -189,7 +191,7 @@ impl Reader<'_> {
         Some(long)
     }
 
-    /// Records the action that `inner` gives to the directions `of`.
+    /// Records in `long` the action that the key and value `inner` give to the directions `of`.
     fn say(&mut self, key: Key<'_>, long: &mut Long, inner: Item<'_>, of: &[Access]) {
         let says = match inner.key.text {
             "device" => self.device(inner).map(Says::This),

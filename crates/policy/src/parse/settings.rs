@@ -210,7 +210,7 @@ impl Reader<'_> {
     }
 
     /// Sets a `default` if the policy does not state one, so that reading can go on. Returns true
-    /// if the policy states one.
+    /// if the policy states a `default`.
     pub(super) fn stand_in_for_default(&mut self) -> bool {
         let default = &mut self.said[0].default;
         let is_there = default.is_some();
@@ -228,8 +228,8 @@ impl Reader<'_> {
         self.said.iter().map(stated).collect()
     }
 
-    /// Combines the settings of all texts. An include may set only values that the policy has,
-    /// too.
+    /// Combines the settings of all texts. An include may give a setting only the value that the
+    /// policy gives it, too.
     pub(super) fn settings(&mut self) -> Option<Settings> {
         let mut said = std::mem::take(&mut self.said).into_iter();
         let mut all = said.next()?;
@@ -294,7 +294,7 @@ impl Reader<'_> {
     }
 
     /// Checks that an include has the same setting as the policy. If the policy does not state the
-    /// setting, its value is `silent`.
+    /// setting, the policy's value is `silent`.
     fn agree<T: PartialEq>(
         &mut self,
         key: &'static str,

@@ -12,8 +12,8 @@ use crate::selector::{SelectorError, parse_msrs};
 use crate::source::{Source, quoted};
 
 impl Reader<'_> {
-    /// Reports each line of the current text that is not TOML, once. Returns these lines, counted
-    /// from 1.
+    /// Reports each line of the current text that is not TOML, once. Returns the numbers of these
+    /// lines, counted from 1.
     pub(super) fn bad_lines<'e>(
         &mut self,
         errors: impl Iterator<Item = &'e toml::de::Error>,
@@ -42,8 +42,8 @@ impl Reader<'_> {
     }
 }
 
-/// Returns the lines from the opening brace of a broken inline table to a place in it. The search
-/// looks back at most 16 KiB for the brace.
+/// Returns the lines from the opening brace of a broken inline table to the place `at` in that
+/// table. The search looks back at most 16 KiB for the brace.
 fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     const FAR: usize = 1 << 14;
     let from = at.saturating_sub(FAR);
@@ -84,7 +84,7 @@ fn advice(line: &str, column: usize, message: &str) -> Advice {
         })
 }
 
-/// Returns the advice that follows from the line alone.
+/// Returns the advice that follows from the form of the line, without the parser's message.
 fn by_shape(line: &str) -> Option<Advice> {
     let body = line.trim();
     if body.contains(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']) {
@@ -116,7 +116,7 @@ fn by_shape(line: &str) -> Option<Advice> {
     })
 }
 
-/// Returns advice about the head of a table without its closing bracket.
+/// Returns advice about the head of a table whose closing bracket is missing.
 fn of_a_head(line: &str, message: &str) -> Option<Advice> {
     let name = line.trim().trim_matches(['[', ']']).trim();
     let (why, head) = match message {
@@ -181,8 +181,8 @@ impl Word<'_> {
         self.text.starts_with('@') || self.text.contains("..")
     }
 
-    /// Returns the line with this word in quotes. If the line is not just a key and a value or a
-    /// head, returns the quoted word alone.
+    /// Returns the line with this word in quotes. If the line is anything else than a key with its
+    /// value or the head of a table, returns the quoted word alone.
     fn quoted_in(&self, line: &str) -> String {
         let meant = match parse_msrs(self.text) {
             Err(

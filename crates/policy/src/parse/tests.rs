@@ -132,7 +132,7 @@ fn parse_finds_conflict_with_equal_entry_behind_wider_one() {
 }
 
 #[test]
-fn parse_refuses_entry_that_changes_the_last_msr() {
+fn parse_refuses_entry_that_gives_last_msr_another_action_than_default() {
     insta::assert_snapshot!(report(
         "policy = 1\ndefault = \"deny\"\n[msrs]\n\"0xfffffff0..=0xffffffff\" = \"r\"\n"
     ));
@@ -242,7 +242,7 @@ fn parse_refuses_hidden_character_anywhere() {
 }
 
 #[test]
-fn parse_refuses_fifth_combining_mark() {
+fn parse_refuses_letter_with_five_combining_marks() {
     let text = |marks| {
         format!(
             "# e{}\npolicy = 1\ndefault = 'deny'\n",

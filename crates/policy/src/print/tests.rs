@@ -62,7 +62,7 @@ fn check(resolved: &ResolvedPolicy) {
 }
 
 #[test]
-fn print_round_trips_whole_language() {
+fn printed_policy_with_every_part_of_language_is_parsed_as_same_policy() {
     let text = r#"
 policy = 1
 name = "a \"b\" \\ é \u0007"
@@ -96,7 +96,7 @@ cpu = {}
 }
 
 #[test]
-fn print_merges_includes() {
+fn print_writes_policy_and_its_includes_as_one_text() {
     let base = "policy = 1\n[msrs]\nIA32_PAT = \"r\"\nIA32_EFER = \"rw\"\n0x10 = \"r\"\n";
     let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"base.toml\"]\n[msrs]\n0x10 = \"r\"\n\
                 IA32_PAT = { read = \"allow\", write = \"allow\", override = true }\n";
@@ -109,7 +109,7 @@ fn print_merges_includes() {
 
 proptest! {
     #[test]
-    fn print_round_trips_random_policies(
+    fn printed_random_policy_is_parsed_as_same_policy(
         entries in prop::collection::vec((0_u32..0x40, 0_u32..0x20, 0_usize..9, 0_usize..9), 0..12),
         why in "(\\PC|\n|[a-z ]{0,300}|x{0,300}){0,30}",
     ) {

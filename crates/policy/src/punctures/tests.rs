@@ -117,7 +117,7 @@ fn puncture_of_wide_entry_is_found_for_reads_and_for_writes() {
 }
 
 #[test]
-fn puncture_by_entry_of_unrelated_file_is_found() {
+fn entry_loosened_in_part_by_entry_of_unrelated_file_is_found() {
     let refuses = (
         "refuses.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -164,7 +164,7 @@ fn puncture_by_entry_of_unrelated_file_is_found() {
 }
 
 #[test]
-fn puncture_by_entry_of_when_section_is_found_on_its_processors() {
+fn entry_loosened_in_part_by_entry_of_when_section_is_found_on_its_processors() {
     let when = |entries: &str| {
         format!("[[when]]\ncpu = {{ vendor = 'GenuineIntel' }}\n[when.msrs]\n{entries}")
     };
@@ -336,7 +336,7 @@ fn remedy_omits_entry_replaced_by_included_override() {
 }
 
 #[test]
-fn enforcement_of_punctured_entry_is_partial() {
+fn enforcement_of_entry_that_included_entry_loosens_in_part_is_partial() {
     let guest = guest("0x611 = 'r'\n0x619 = 'w'\n0x61a = 'w'\n");
     let compiled = compiled(&format!("{HEAD}'0x600..=0x6df' = 'none'\n"), &guest);
     let wide = enforcement(&compiled).into_iter().find(|one| {
@@ -392,7 +392,7 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
 /// If included entries loosen an entry as a whole, the entry still states what its author wants to
 /// refuse, so no warning advises to delete the entry.
 #[test]
-fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
+fn enforcement_lists_entry_that_included_entries_loosen_as_a_whole_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
     let text = format!("{HEAD}'0x610..=0x611' = 'none'\n");
     assert_eq!(

@@ -45,8 +45,8 @@ pub fn features() -> &'static [Feature] {
 }
 
 /// Returns true if a guest has this register, as far as CPUID tells: a feature that brings the
-/// register has its bit set, or no feature of the table brings the register. For other registers,
-/// the guest gets #GP, even if the host can read the register.
+/// register has its bit set, or no feature of the table brings the register. If the result is
+/// false, the guest gets #GP for the register, even if the host can read it.
 #[must_use]
 pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
     let brings = |feature: &&Feature| {
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn features_are_sorted_and_name_known_registers() {
+    fn table_of_cpuid_features_is_sorted_and_names_known_registers() {
         let key = |feature: &Feature| {
             let bit = feature.bit;
             (bit.leaf, bit.subleaf, bit.register as u8, bit.bit)
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn features_expect_writes_of_command_registers_and_reads_of_report_registers() {
+    fn cpuid_features_list_writes_of_command_registers_and_reads_of_report_registers() {
         let of = |name: &str, access| -> Vec<u32> {
             let feature = features().iter().find(|one| one.bit.feature == name);
             feature.unwrap().msrs(access).map(MsrIndex::get).collect()

@@ -1,7 +1,7 @@
 //! Groups: sets of registers that belong together, such as `@mtrr` in a policy.
 //!
-//! The registers of a group are part of the language's version. A policy that names a group means
-//! the same registers as long as that version is read. A later version may add registers.
+//! The version of the language fixes the registers of each group. A policy that names a group means
+//! the same registers as long as msrgate reads that version. A later version may add registers.
 
 use std::ops::RangeInclusive;
 
@@ -9,8 +9,8 @@ use msrgate_filter::MsrIndex;
 
 use super::{Register, all};
 
-/// A named set of registers. The register table has a name for each of its indices, except for the
-/// seventh register of each of AMD's scalable machine-check banks, which is reserved.
+/// A named set of registers. The register table has a name for each index of a group, except for
+/// the seventh register of each of AMD's scalable machine-check banks, which is reserved.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Group {
@@ -36,7 +36,8 @@ pub fn group(name: &str) -> Option<&'static Group> {
 }
 
 impl Group {
-    /// Returns the indices as sorted ranges. No two ranges overlap or adjoin each other.
+    /// Returns the indices of the group's registers as sorted ranges. No two ranges overlap or
+    /// adjoin each other.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<MsrIndex>> + use<> {
         let ranges = self.ranges.iter();
         ranges.map(|range| MsrIndex::new(*range.start())..=MsrIndex::new(*range.end()))

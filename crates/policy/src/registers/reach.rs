@@ -30,7 +30,8 @@ pub enum Reach {
 }
 
 impl Reach {
-    /// The gaps of access. The list is empty if the register is enforced.
+    /// The gaps through which KVM carries out RDMSR or WRMSR of the register without asking the
+    /// filter. The list is empty if the register is enforced.
     #[must_use]
     pub const fn gaps(self) -> &'static [Gap] {
         match self {
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn reach_of_msrs_without_gap_of_access_is_enforced() {
+    fn reach_is_enforced_for_msrs_about_whose_every_access_kvm_asks_the_filter() {
         for register in all() {
             let index = register.index;
             if X2APIC.contains(&index) {
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn reach_of_register_with_gaps_of_use_is_enforced() {
+    fn reach_is_enforced_for_register_that_other_instructions_than_rdmsr_and_wrmsr_use() {
         for (index, uses) in [
             (0x10, &["rdtsc", "tsc-adjust"][..]),
             (0x3b, &["tsc-adjust"]),

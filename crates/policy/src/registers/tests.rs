@@ -71,7 +71,7 @@ fn register_names_are_valid_policy_keys() {
 }
 
 #[test]
-fn registers_lie_in_eight_windows() {
+fn named_registers_lie_in_eight_windows_of_0x3000_indices() {
     let mut windows: Vec<u32> = Vec::new();
     for register in all() {
         let index = register.index.get();
@@ -238,7 +238,8 @@ fn by_name_suggests_names_for_misspelt_one() {
     assert_eq!(by_name(&"X".repeat(1 << 20)), Named::None(Vec::new()));
 }
 
-/// `MSR_IA32_PMC0` may mean two registers, but `IA32_PMC0` is the name that one of them has here.
+/// `MSR_IA32_PMC0` may mean two registers, but `IA32_PMC0` is the name that msrgate's table gives
+/// to one of them.
 #[test]
 fn by_name_returns_one_register_for_own_name_that_another_has_with_prefix() {
     assert_eq!(one("IA32_PMC0").index, MsrIndex::new(0xc1));
@@ -288,7 +289,7 @@ fn by_name_finds_former_names_of_linux_and_names_of_msr_safe() {
 }
 
 #[test]
-fn by_name_proposes_register_behind_prefixes_of_code_bases() {
+fn by_name_proposes_register_for_name_with_prefix_of_other_code_base() {
     for (name, wanted) in [
         ("MSR_K8_LSTAR", "IA32_LSTAR"),
         ("X86X_MSR_FRED_CONFIG", "IA32_FRED_CONFIG"),
@@ -327,7 +328,7 @@ fn search_finds_registers_by_index_name_group_and_word() {
 }
 
 #[test]
-fn search_lists_register_of_that_name_before_others() {
+fn search_for_name_lists_register_of_that_name_before_others() {
     let Found::Registers { registers, exact } = search("MSR_EFER") else {
         panic!("a name");
     };
@@ -533,7 +534,7 @@ proptest! {
 }
 
 #[test]
-fn register_is_offered_if_one_of_its_features_is_set() {
+fn register_is_offered_if_cpuid_bit_of_one_of_its_features_is_set() {
     let offered = |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
     assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
     assert!(!offered(0xc000_0103, "XSAVES"));

@@ -8,7 +8,7 @@ use crate::policy::{Entry, Policy};
 /// The entries that hold together on some processors.
 #[derive(Clone, Debug)]
 pub(crate) struct Active {
-    /// The flag of each `[[when]]`: true if it holds.
+    /// For each `[[when]]` section of the policy, true if the section holds on these processors.
     pub(crate) holds: Vec<bool>,
     /// An example of a processor on which these entries hold.
     pub(crate) example: Cpu,

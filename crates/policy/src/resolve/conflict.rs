@@ -15,7 +15,8 @@ use crate::policy::{Entry, Policy};
 use crate::source::quoted;
 
 /// Returns conflicts between these entries, which hold together on some processors: at least one
-/// for each entry that has a conflict, up to [`MAX_MISTAKES`]. The time is *n* log *n*.
+/// for each entry that has a conflict, up to [`MAX_MISTAKES`]. The time for *n* entries grows as
+/// *n* log *n*.
 pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec<Mistake> {
     let mut found = BTreeMap::<[EntryId; 2], Accesses>::new();
     for access in Access::ALL {
@@ -48,7 +49,7 @@ pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec
 struct Open<'e> {
     classes: HashMap<&'e Action, usize>,
     places: Vec<BTreeSet<Place>>,
-    /// The first entry of each class.
+    /// Of each class, the entry that ends first.
     heads: BTreeSet<(Place, usize)>,
 }
 

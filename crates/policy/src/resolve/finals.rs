@@ -33,7 +33,7 @@ struct Promise {
     msrs: MsrRange,
     limit: Action,
     by: By,
-    /// The entry from which the limit comes. `None`: the limit is the policy's `default`.
+    /// The entry whose action is the limit. `None`: the limit is the policy's `default`.
     source: Option<EntryId>,
 }
 
@@ -42,7 +42,7 @@ struct Promise {
 enum By {
     /// A final entry that has an action.
     Entry(EntryId),
-    /// The final entries of this text that inherit.
+    /// The final entries of this text that say `inherit`.
     Inheriting(SourceId),
 }
 
@@ -68,7 +68,7 @@ impl<'p> Finals<'p> {
     }
 
     /// Returns a mistake for each broken promise of the final entries that hold on these
-    /// processors. An overridden final entry keeps its promise.
+    /// processors. The promise of a final entry holds even if an override replaces the entry.
     pub(super) fn broken(&self, active: &Active, table: &Rules) -> Vec<Mistake> {
         let promises = Access::ALL.map(|access| self.promises(active, access));
         let mut mistakes = Vec::new();
@@ -130,7 +130,7 @@ impl<'p> Finals<'p> {
 
     /// Returns the promises of final entries with `inherit`. Such an entry promises the decision
     /// that its own text makes together with the text's includes. If the same entry decides in
-    /// several texts, the promise of the first text stands for all. If audit mode lifts the
+    /// several texts, only the promise of the first text is returned. If audit mode lifts the
     /// promise, each text has a promise of its own.
     fn inherited(
         &self,
@@ -187,7 +187,8 @@ impl<'p> Finals<'p> {
         all.filter(|&by| active.has(self.policy.entry(by)))
     }
 
-    /// Returns the final entry that makes the promise `by` about this MSR.
+    /// Returns the final entry that forbids looser actions for this MSR: the entry that `by` holds,
+    /// or, in the text that `by` holds, an entry that contains the MSR and says `inherit`.
     fn fixed(&self, active: &Active, by: By, index: MsrIndex, access: Access) -> Option<&'p Entry> {
         match by {
             By::Entry(id) => Some(self.policy.entry(id)),
@@ -202,8 +203,8 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// Returns true if the policy is in audit mode, so that accesses which this limit refuses are
-    /// let through.
+    /// Returns true if the policy is in audit mode, and therefore lets accesses through that this
+    /// limit refuses.
     fn is_lifted(&self, limit: &Action) -> bool {
         let stated = self.stated.first().and_then(|stated| stated.mode);
         // A limit with forwarded writes is lifted, too: in audit mode, a nested guest makes such a
@@ -295,10 +296,10 @@ impl<'p> Finals<'p> {
         found
     }
 
-    /// Returns the entry that breaks a promise. This is the deciding entry if its MSRs lie within
-    /// the MSRs of the entry that sets the limit. Otherwise it is an override of the entry that
-    /// sets the limit, preferably an override that inherits. If there is no override, it is the
-    /// deciding entry.
+    /// Returns the entry that breaks a promise. If the MSRs of the deciding entry lie within the
+    /// MSRs of the entry that sets the limit, the deciding entry breaks the promise. Otherwise an
+    /// override of the entry that sets the limit breaks the promise, preferably an override that
+    /// inherits. If there is no override, the deciding entry breaks it.
     fn blamed(
         &self,
         active: &Active,

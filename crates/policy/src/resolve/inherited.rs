@@ -14,7 +14,7 @@ use crate::policy::{Policy, SourceId, SourceSet};
 /// The MSRs that one entry decides in some texts.
 pub(super) struct Decided {
     pub(super) msrs: MsrRange,
-    /// The entry that decides. `None` is `default`.
+    /// The entry that decides about these MSRs. `None`: the `default` decides.
     pub(super) by: Option<EntryId>,
     pub(super) texts: SourceSet,
 }
@@ -28,9 +28,10 @@ pub(super) trait Limits {
     fn is_lifted(&self, limit: &Action) -> bool;
 
     /// Removes the decisions at one MSR that a policy cannot break without breaking a kept
-    /// decision, too. These are the decisions that are not the strictest, and the repetitions by
-    /// later texts. Of different decisions that are not masks, two are kept. A decision that audit
-    /// mode lifts is kept once for each text; `told` has the texts for which it was kept.
+    /// decision, too. The removed decisions are those that are not the strictest, and the
+    /// repetitions by later texts. Of different decisions that are not masks, two are kept. A
+    /// decision that audit mode lifts is kept once for each text; `told` has the texts for which it
+    /// was kept.
     fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
         if all.len() <= 2 {
             return;
@@ -58,7 +59,8 @@ pub(super) trait Limits {
     }
 }
 
-/// The final entries that inherit a direction, by text, with the data needed for the decisions.
+/// The final entries that say `inherit` for one direction, by text, with the data needed to find
+/// what they promise.
 pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
@@ -97,9 +99,9 @@ impl<'p> Inheriting<'p> {
         }
     }
 
-    /// Returns the decisions that may be broken, in the order of their MSRs. `holds` tells if an
-    /// entry holds, overridden or not; `overriding` returns the entries that hold and override a
-    /// given entry; `has_default` tells if a text has a `default`.
+    /// Returns the decisions of texts that a policy must not loosen, in the order of their MSRs.
+    /// `holds` tells if an entry holds, overridden or not; `overriding` returns the entries that
+    /// hold and override a given entry; `has_default` tells if a text has a `default`.
     pub(super) fn decided<O: Iterator<Item = EntryId>>(
         &self,
         holds: impl Fn(EntryId) -> bool,
@@ -155,7 +157,7 @@ impl<'p> Inheriting<'p> {
 /// The item that begins or ends at an MSR.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
-    /// The MSRs for which a text inherits.
+    /// The MSRs of a text's final entries that say `inherit`.
     Text(SourceId),
     /// The MSRs of an entry: the number of the MSRs, the entry, and the class of texts that contain
     /// or include the entry.
@@ -169,7 +171,7 @@ type Ranked = (u64, EntryId);
 #[derive(Default)]
 struct Sweep {
     at: u64,
-    /// The texts that inherit at the current MSR.
+    /// The texts that have a final entry with `inherit` for the current MSR.
     texts: SourceSet,
     with_default: SourceSet,
     /// The classes of entries. A class is the set of texts that contain or include its entries.
@@ -177,7 +179,7 @@ struct Sweep {
     numbers: HashMap<SourceSet, usize>,
     /// The entries that contain the current MSR, by class.
     open: Vec<BTreeSet<Ranked>>,
-    /// The first entry of each class.
+    /// Of each class, the entry with the fewest MSRs that contains the current MSR.
     heads: BTreeSet<(Ranked, usize)>,
     /// The decisions at the previous MSR: the texts for which each holds, and the MSR since which
     /// it holds.

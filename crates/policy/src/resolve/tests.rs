@@ -22,7 +22,7 @@ fn read(table: &Rules, index: u32) -> (Action, DecidedBy) {
 }
 
 #[test]
-fn resolve_lets_narrower_entry_win_in_any_order() {
+fn resolve_lets_narrower_entry_win_over_wider_one_in_any_order_of_entries() {
     let table = resolved("0x15 = 'none'\n'0x10..=0x1f' = 'r'\n'0x12..=0x17' = 'rw'");
     let entry = |id| DecidedBy::Entry(EntryId::new(id));
     assert_eq!(read(&table, 0x0f), (Action::Deny, DecidedBy::Default));

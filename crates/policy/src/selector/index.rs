@@ -58,7 +58,7 @@ pub(super) fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
 
 /// Returns the indices that a text may mean, the likeliest first. The text may be decimal,
 /// hexadecimal with `0x`, with `h` or alone, and as AMD's manuals have it (`MSRC001_0015`). Digits
-/// alone have two readings. The list is empty if the text is not an index.
+/// alone have two readings: decimal and hexadecimal. The list is empty if the text is not an index.
 #[must_use]
 pub fn index_readings(text: &str) -> Vec<MsrIndex> {
     let readings = readings(&plain(text.trim()));

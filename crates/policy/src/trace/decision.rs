@@ -16,7 +16,7 @@ const UPPER: u64 = 0xffff_8000_0000_0000;
 /// The decision about all accesses of one MSR in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// One fate for every access.
+    /// Every access has this fate.
     Always(Fate),
     /// Writes to a register in user space.
     Register(Emulated),
@@ -26,7 +26,7 @@ pub(super) enum Decision {
     Mask(Mask, Forwarding),
     /// Writes to KVM's register, where these bits stay set once they are set.
     Sticky(u64, Forwarding),
-    /// Writes to KVM's register, where each vCPU's first write is final.
+    /// Writes to KVM's register, where each vCPU's first write pins the value.
     Pin(Forwarding),
 }
 

@@ -69,7 +69,7 @@ fn is_remark(text: &[u8]) -> bool {
     text.first().is_some_and(u8::is_ascii_alphabetic) && !text.iter().any(is_of_event)
 }
 
-/// The rule for fields whose value is 0.
+/// The way in which a tool prints fields whose value is 0: it prints them, or leaves them out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Zeros {
     Printed,

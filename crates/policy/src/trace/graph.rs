@@ -4,7 +4,8 @@
 
 use memchr::memchr;
 
-/// Returns true if a line is one of functions, or of the change of a task, and no event.
+/// Returns true if a line shows a function, or a processor's change to another task, and not an
+/// event.
 pub(super) fn is_function(line: &[u8]) -> bool {
     if line.iter().all(|byte| *byte == b'-') && line.len() > 8 {
         return true;

@@ -9,7 +9,7 @@ use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
 
 use super::{Line, Outcome, Told, Traced};
 
-/// The version of the lines' shape.
+/// The version of the form of these JSON lines: the value of the key `schema`.
 const SCHEMA: u64 = 1;
 
 /// The keys that describe an access. Other keys are ignored.
@@ -19,9 +19,9 @@ struct Object<'l> {
     #[serde(borrow)]
     access: Option<Cow<'l, str>>,
     index: Option<Number>,
-    /// The index, as events name it.
+    /// The index of the MSR, under the key that events of gates use.
     msr: Option<Number>,
-    /// The action that a gate took.
+    /// The action that a gate gave to the access.
     #[serde(borrow)]
     action: Option<Cow<'l, str>>,
     /// The reason for which the access became an event.
@@ -93,7 +93,7 @@ fn traced(object: &Object<'_>) -> Option<Traced> {
     })
 }
 
-/// Returns the index. A line that names two different ones has none.
+/// Returns the index of the accessed MSR. `None`: the line names no index, or two different ones.
 fn index(object: &Object<'_>) -> Option<MsrIndex> {
     let number = match (&object.index, &object.msr) {
         (Some(index), Some(msr)) if index.0 != msr.0 => return None,
@@ -102,8 +102,8 @@ fn index(object: &Object<'_>) -> Option<MsrIndex> {
     Some(MsrIndex::new(u32::try_from(number).ok()?))
 }
 
-/// Returns the outcome of an access at which a gate took this action. Without the action's name the line tells of no
-/// refusal.
+/// Returns the outcome of an access to which a gate gave this action. If the line names no action, the access counts
+/// as done.
 fn outcome(action: Option<&str>) -> Outcome {
     match action {
         Some("deny") => Outcome::Faulted,
@@ -111,7 +111,7 @@ fn outcome(action: Option<&str>) -> Outcome {
     }
 }
 
-/// Returns the result that an event with this reason and this action tells.
+/// Returns the result of the access that an event with this reason and this action reports.
 fn told(reason: Option<&str>, action: Option<&str>) -> Option<Told> {
     match (reason, action?) {
         (Some("unknown"), _) => Some(Told::Unknown),

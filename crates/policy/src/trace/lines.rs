@@ -18,7 +18,7 @@ const MAX_WRAPPED: usize = 1 << 10;
 pub struct LineNumber(u64);
 
 impl LineNumber {
-    /// The number.
+    /// The number of the line, counted from 1.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -53,11 +53,11 @@ struct Parsed {
     text: Vec<u8>,
 }
 
-/// The end of a line.
+/// The way in which a line ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     LineFeed,
-    /// The end of the trace.
+    /// The line ends with the trace, without a line feed.
     Nothing,
 }
 
@@ -168,8 +168,8 @@ impl<R: BufRead> Lines<R> {
 }
 
 impl Parsed {
-    /// Returns true if this line may be the second part of a wrapped event: it is no access of its
-    /// own, or an access without a task behind a line that ends in one.
+    /// Returns true if this line may be the second part of a wrapped event: it cannot be read
+    /// alone, or it is an access without a task, and the line before it names a task and no event.
     fn continues(&self, first: &Self) -> bool {
         let starts =
             |text: &[u8]| text.first().is_some_and(u8::is_ascii_digit) || text.starts_with(b"kvm");

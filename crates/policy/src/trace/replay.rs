@@ -66,19 +66,19 @@ struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Row {
-    /// The MSR.
+    /// The MSR of the accesses.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the accesses: reads or writes.
     pub access: Access,
     /// The fate of the accesses.
     pub fate: Fate,
-    /// The number of accesses.
+    /// The number of these accesses.
     pub count: u64,
     /// The number of accesses that ended in #GP when they were recorded.
     pub faulted: u64,
-    /// The line of the first access.
+    /// The number of the line with the first of these accesses.
     pub first: LineNumber,
-    /// The value of the first access, if the trace has it.
+    /// The value of the first of these accesses, if the trace has it.
     pub value: Option<u64>,
 }
 
@@ -86,7 +86,7 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// All lines.
+    /// The number of all lines.
     pub lines: u64,
     /// Accesses that the policy allows.
     pub allowed: u64,
@@ -291,13 +291,13 @@ impl<'c> Replay<'c> {
         Fate::Unsure
     }
 
-    /// The policy.
+    /// The policy against which the trace is replayed.
     #[must_use]
     pub const fn policy(&self) -> &'c Policy {
         self.policy
     }
 
-    /// The variant of the policy.
+    /// The variant of the policy against which the trace is replayed.
     #[must_use]
     pub const fn variant(&self) -> &'c Variant {
         self.variant

@@ -6,7 +6,7 @@ use memchr::memmem;
 
 use super::text::decimal;
 
-/// The task of a line. Each tool prints other parts of it.
+/// The task that a line of a trace names. Tools differ in the parts of a task that they print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Task<'t> {
@@ -173,7 +173,7 @@ fn task(name: &[u8], thread: u32, process: Option<u32>) -> Task<'_> {
     }
 }
 
-/// Returns the number that a text consists of.
+/// Returns the number in a text that consists of digits alone.
 fn last_of(digits: &[u8]) -> Option<u32> {
     match decimal(digits)? {
         (number, b"") => u32::try_from(number).ok(),

@@ -42,9 +42,9 @@ impl Tasks {
         self.counts.iter().map(|(key, count)| (key.task(), *count))
     }
 
-    /// Returns the tasks by which the trace shows that it is of several VMs, one for each VM that it
-    /// shows: processes, VMs of one process, or threads of one name that stands for one vCPU. Empty:
-    /// the trace shows one VM, or does not tell.
+    /// If the trace shows that it is of several VMs, returns one task of each VM. The signs are
+    /// tasks of several processes, of several VMs in one process, or several threads with a name
+    /// that stands for one vCPU. The list is empty if the trace shows one VM, or does not tell.
     #[must_use]
     pub fn of_several_vms(&self) -> Vec<Task<'_>> {
         let keys = || self.counts.keys();

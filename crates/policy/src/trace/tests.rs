@@ -50,7 +50,7 @@ fn parse_line_reads_output_of_each_tool() {
 }
 
 #[test]
-fn parse_line_keeps_value_and_outcome() {
+fn parse_line_returns_value_and_outcome_of_access() {
     let fault = "x-1 [001] 1.2: kvm_msr: msr_write 1d9 = 0xffffffffffffffff (#GP)";
     assert_eq!(
         parse_line(fault.as_bytes()),
@@ -65,7 +65,8 @@ fn parse_line_keeps_value_and_outcome() {
     assert_eq!((traced.access, traced.value), (Access::Write, None));
 }
 
-/// Gates and `msrgate exec` name the MSR `msr`, and say what they did.
+/// An event of a gate or of `msrgate exec` has the MSR under the key `msr`, and tells the gate's
+/// action.
 #[test]
 fn parse_line_reads_events_of_gates() {
     let event = |action: &str| {
@@ -252,7 +253,7 @@ fn all(trace: &[u8], buffer: usize) -> Vec<(u64, Line)> {
 }
 
 #[test]
-fn next_line_is_independent_of_buffer_size() {
+fn next_line_returns_same_lines_for_every_buffer_size() {
     let trace = b"# head\n\na-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7\r\nwhat\na-1 [0] 1.2: kvm_msr: msr_write 10 = 0x1";
     let wanted = [
         (1, Line::Nothing),
@@ -542,7 +543,7 @@ fn replay_counts_accesses_by_msr_and_fate() {
 
 /// While a nested guest runs, a gate refuses writes to pinned registers, whoever makes them.
 #[test]
-fn trace_of_nested_guests_is_not_whole_if_writes_are_carried() {
+fn trace_with_nested_guest_is_not_whole_if_gate_forwards_writes() {
     let is_whole = |action: &str, lines: &[&str]| {
         let compiled = forwarded("IA32_LSTAR", action);
         let mut replay = Replay::new(compiled.policy(), compiled.on(None));

@@ -228,7 +228,7 @@ fn between_events(line: &[u8]) -> Line {
     }
 }
 
-/// Returns the text after the first `word`.
+/// Returns the part of `text` after the first occurrence of `word`.
 fn after<'t>(text: &'t [u8], word: &[u8]) -> Option<&'t [u8]> {
     let at = text.windows(word.len()).position(|part| part == word)?;
     Some(&text[at + word.len()..])

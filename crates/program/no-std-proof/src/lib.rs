@@ -1,6 +1,6 @@
 //! A minimal library that links `msrgate-program` and `msrgate-filter` without an operating system and
-//! without std, and an allocator over a fixed arena. It uses every part that allocates or computes, so
-//! that all of them are linked.
+//! without std, and an allocator over a fixed arena. The library calls every part of the two crates that
+//! allocates or computes, so that the linker keeps all these parts.
 #![no_std]
 
 extern crate alloc;
@@ -21,7 +21,7 @@ use msrgate_program::{Cpu, Program, ProgramBuilder, differences, emit};
 
 const ARENA: usize = 1 << 20;
 
-/// An allocator that hands out an arena once and never frees.
+/// An allocator that hands out each byte of a fixed arena once and never frees memory.
 #[repr(C, align(4096))]
 struct Arena {
     bytes: core::cell::UnsafeCell<[u8; ARENA]>,
@@ -76,11 +76,13 @@ fn panic(_: &PanicInfo<'_>) -> ! {
     }
 }
 
-/// Sets the filter in these bytes, which lie at the address `at` and end with the bitmaps, and
-/// decides one read.
+/// Sets the filter that `bytes` encode in a model of a VM, and decides one read of the MSR `index`.
+/// `bytes` are the memory of the caller from the address `at` on: `struct kvm_msr_filter`, then the
+/// bitmaps.
 ///
 /// Returns 1 if the read is allowed, 0 if it is denied, and a negative errno if the filter is
-/// refused. Bit 1 is set if VMX intercepts the read, bit 2 if SVM does.
+/// refused. In addition, bit 1 of the result is 1 if the VMX bitmap intercepts the read, and bit 2
+/// is 1 if the SVM map does.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
     let start = UserAddress::new(at);
@@ -102,8 +104,9 @@ pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) 
         | i32::from(svm.intercepts(index, Access::Read)) << 2
 }
 
-/// Sets the filter in these bytes, which lie at the address `at` and end with the bitmaps, in a VM
-/// whose guest then reads the MSR `index`.
+/// Sets the filter that `bytes` encode in a model of a VM, whose guest then reads the MSR `index`.
+/// `bytes` are the memory of the caller from the address `at` on: `struct kvm_msr_filter`, then the
+/// bitmaps.
 ///
 /// Returns 1 if the guest gets #GP, 0 if it does not, and a negative errno if the filter is
 /// refused.
@@ -123,8 +126,8 @@ pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index
 }
 
 /// Decodes a program, and answers one read of a guest on the processor that CPUID describes.
-/// Returns the value, -1 for #GP, or -2 if the bytes are not a program or the program has no
-/// answers for this processor.
+/// Returns the value that the guest reads, -1 if the guest gets #GP, or -2 if the bytes are not a
+/// program or the program has no variant for this processor.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_program_answers(
     bytes: &[u8; 4096],
@@ -152,8 +155,9 @@ pub extern "C" fn msrgate_program_answers(
     }
 }
 
-/// Builds a program that allows one register, encodes it as a file and for C, and compares it with
-/// a program that allows nothing. Returns the number of changes, or -1.
+/// Builds a program that allows one register, encodes the program as a program file and as a C
+/// header, and compares the program with one that allows nothing. Returns the number of changes
+/// between the two programs, or -1 if a step fails.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_program_builds(index: u32) -> i64 {
     let none = ProgramBuilder::new(Verdict::Deny).build();

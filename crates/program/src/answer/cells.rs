@@ -8,7 +8,7 @@ use crate::action::Action;
 use crate::msrs::MsrRange;
 use crate::rules::{Rule, Rules};
 
-/// The largest number of emulated registers of a vCPU, which take 8 KiB.
+/// The largest number of emulated registers of a vCPU. The values of so many registers take 8 KiB.
 pub const MAX_CELLS: u64 = 1024;
 
 /// The emulated registers and their positions, in the order of the MSRs.
@@ -19,9 +19,9 @@ pub(super) struct Cells(Box<[Stretch]>);
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     msrs: MsrRange,
-    /// The reset value that each of these registers has.
+    /// The reset value that each emulated register of the stretch has.
     reset: u64,
-    /// The position of the first of these registers in the state of a vCPU.
+    /// The position of the stretch's first emulated register in the state of a vCPU.
     at: usize,
 }
 
@@ -31,7 +31,7 @@ impl Cells {
     /// reset value of the rule for reads.
     ///
     /// # Errors
-    /// Returns the number of registers, or a lower bound of that number, if it exceeds [`MAX_CELLS`].
+    /// If there are more emulated registers than [`MAX_CELLS`], returns their number or a lower bound of it.
     pub(super) fn of(rules: &Rules) -> Result<Self, u64> {
         let of = |access| rules.of(access).filter(is_register);
         for access in Access::ALL {

@@ -15,7 +15,8 @@ use crate::settings::Mode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     pub(super) index: MsrIndex,
-    /// The register's row in the forward list.
+    /// The position of the register in the forward list, the list of the registers to which a gate
+    /// may forward accesses.
     pub(super) row: Row,
     pub(super) what: What,
     pub(super) mode: Mode,
@@ -42,7 +43,7 @@ pub(super) enum What {
 /// The step by which the gate completes a forwarded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
-    /// The gate answers the read with this value, which it has read from the register.
+    /// The gate answers the read with this value, which the gate has read from the register.
     Value(u64),
     /// The gate writes this value to the register. If KVM refuses the value, the guest gets #GP.
     Set(u64),
@@ -91,8 +92,8 @@ impl Forwarded {
         }
     }
 
-    /// Returns the pin to set after the write has reached the register: the position of the pin in a
-    /// vCPU's state, and the pinned value.
+    /// Returns the pin to set after a guest's first write has reached a register with the action
+    /// `pin`: the position of the pin in the vCPU's state, and the pinned value.
     #[inline]
     pub(super) const fn pins(&self) -> Option<(usize, u64)> {
         match self.what {
@@ -103,8 +104,8 @@ impl Forwarded {
 }
 
 impl Mask {
-    /// Returns the value of a register after a write of `value` to it, if it had the value
-    /// `current`. `None` means #GP.
+    /// Returns the value that a register with the value `current` gets by a guest's write of
+    /// `value`. `None`: the write gets #GP, and the register keeps its value.
     #[must_use]
     pub const fn apply(self, current: u64, value: u64) -> Option<u64> {
         let outside = (current ^ value) & !self.bits;

@@ -60,8 +60,9 @@ pub struct MicrocodeHeader {
 }
 
 impl MicrocodeHeader {
-    /// Returns the header in these bytes if a processor would load the update after a write to the
-    /// MSR `trigger`. `signature` is EAX of the processor's CPUID leaf 1.
+    /// Returns the header that `bytes` contain if a processor with this signature would load the
+    /// microcode update after a write to the MSR `trigger`. `signature` is EAX of the processor's
+    /// CPUID leaf 1.
     #[must_use]
     pub fn accepted(trigger: MsrIndex, bytes: &[u8], signature: u32) -> Option<Self> {
         if trigger == AMD_LOADER {
@@ -154,7 +155,7 @@ mod tests {
     ];
 
     #[test]
-    fn accepted_microcode_header_returns_its_revision() {
+    fn microcode_header_that_hardware_accepts_returns_its_revision() {
         let seen = MicrocodeHeader::accepted(INTEL, &intel(SOUND), 0x606a6);
         assert_eq!(seen.map(MicrocodeHeader::revision), Some(0x2b00_0590));
         let mut old = SOUND;
@@ -162,8 +163,8 @@ mod tests {
         assert!(MicrocodeHeader::accepted(INTEL, &intel(old), 0x606a6).is_some());
     }
 
-    /// A header is rejected if any one of the fields that hardware checks is wrong, or if it is cut
-    /// before the last of them.
+    /// A header is rejected if any one of the fields that hardware checks is wrong, or if the bytes
+    /// end before the last of these fields.
     #[test]
     fn microcode_header_that_hardware_rejects_is_not_accepted() {
         for (field, bad) in [
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_amd_microcode_header_matches_one_processor() {
+    fn amd_microcode_header_is_accepted_only_for_the_processor_that_it_names() {
         // Family 17h, model 31h, stepping 0 of Zen 2: CPUID 0x00830f10.
         let mut bytes = [0; AMD_BYTES];
         bytes[4..8].copy_from_slice(&0x0830_107c_u32.to_le_bytes());
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn microcode_revision_value_depends_on_vendor() {
+    fn microcode_revision_is_in_upper_half_of_register_on_intel_and_in_lower_half_on_amd() {
         let cpu = |vendor: &str| Cpu {
             vendor: vendor.into(),
             family: 6,
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn microcode_is_cleared_first_is_true_only_on_intel() {
+    fn guest_clears_microcode_revision_register_before_reading_it_only_on_intel() {
         assert!(is_cleared_first(INTEL));
         assert!(!is_cleared_first(AMD_LOADER));
     }

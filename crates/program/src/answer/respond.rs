@@ -10,7 +10,7 @@ use crate::forward;
 use crate::settings::{Log, Mode, UnknownAction};
 
 impl Responder {
-    /// Returns the answer to an exit of a vCPU in this state.
+    /// Returns the answer to an exit of the vCPU whose emulated registers and pins are `state`.
     #[must_use]
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
         let rules = self.variant().rules();
@@ -191,8 +191,8 @@ impl Responder {
             (ExitReason::Unknown, Some(log)) => log,
             _ => answer.outcome.log,
         };
-        // The end of a VM and the findings of audit mode become events whatever the policy's `log`
-        // is.
+        // An access that ends the VM, and an access that audit mode lets through although the
+        // policy refuses it, become events whatever the policy's `log` is.
         match (disposition, log) {
             (Disposition::Killed, _) | (_, Log::All) => true,
             (Disposition::WouldDeny | Disposition::WouldKill, _) | (_, Log::First) => is_first(),
@@ -202,8 +202,8 @@ impl Responder {
     }
 }
 
-/// Returns true if each allowed access is to be forwarded, because each is to become an event and
-/// the forward list contains the register.
+/// Returns true if the gate has to forward each allowed access to this register: `log` makes each
+/// access an event, and the forward list contains the register.
 fn is_carried_for_log(log: Log, index: MsrIndex) -> bool {
     log == Log::All && forward::row(index).is_some()
 }

@@ -19,8 +19,8 @@ use crate::program::{Program, Variant};
 use crate::rules::Rule;
 use crate::settings::{Log, Mode};
 
-/// A responder: one variant of a program, prepared to answer exits. It is immutable, and all vCPUs
-/// of a VM share it.
+/// A responder: one variant of a program, prepared to answer exits. The responder is immutable, and
+/// all vCPUs of a VM share it.
 #[derive(Clone, Debug)]
 pub struct Responder {
     program: Arc<Program>,
@@ -68,7 +68,8 @@ impl fmt::Display for ResponderError {
 
 impl core::error::Error for ResponderError {}
 
-/// Returns true if allowed accesses of this log level exit to user space before KVM handles them.
+/// Returns true if, under this log level, accesses that the policy allows exit to user space before
+/// KVM handles them.
 pub(super) const fn is_seen_first(log: Log) -> bool {
     matches!(log, Log::First | Log::All)
 }
@@ -164,9 +165,9 @@ impl Responder {
     /// guest has done under this program: no write of the guest reaches the register, and only
     /// writes change it.
     ///
-    /// The function returns true only for registers of which this is known. The result holds only
-    /// for a guest that runs no nested guests, because nested entries and exits load registers too
-    /// (S10.5).
+    /// The function returns true only for registers that are known to have this property. The
+    /// result holds only for a guest that runs no nested guests, because nested entries and exits
+    /// load registers too (S10.5).
     #[must_use]
     pub fn is_out_of_hand(&self, index: MsrIndex) -> bool {
         let is_only_written = WRITTEN_ONLY
@@ -205,8 +206,8 @@ impl Responder {
     }
 
     /// Returns the verdicts to use if those of [`Self::verdicts`] do not fit a filter. The filter
-    /// then allows only the accesses in `opened`. Other accesses that the program allows have to
-    /// exit, too. If they are not logged, the response to them is
+    /// then allows only the accesses in `opened`. Other accesses that the program allows exit to
+    /// user space. If such an access is not logged, the response to its exit is
     /// [`Rewind`](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
@@ -216,7 +217,7 @@ impl Responder {
         })
     }
 
-    /// Returns verdicts for a filter that is open for the accesses in `opened`. For each rule, `of`
+    /// Returns the verdicts of a filter that allows the accesses in `opened`. For each rule, `of`
     /// returns the verdict, and true if the filter may be opened for single accesses.
     fn verdicts_by(
         &self,
@@ -299,9 +300,9 @@ impl Responder {
     }
 }
 
-/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only
-/// WRMSR changes them, and only a WRMSR starts their effects. Hyper-V's registers are left out,
-/// because some of its hypercalls depend on them.
+/// Registers that no processor has, because they belong to KVM's own interface for guests (Linux,
+/// `kvm_para.h`). Only a WRMSR changes these registers, and only a WRMSR starts their effects.
+/// Hyper-V's registers are left out, because some of its hypercalls depend on them.
 const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
 
 /// Registers that only a WRMSR or the VMM changes, in a guest that runs no nested guests (SDM

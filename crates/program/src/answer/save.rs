@@ -1,11 +1,12 @@
-//! The encoding of the state of a vCPU's answers, for a snapshot or a migration.
+//! The encoding of the state on which the gate's answers to a vCPU depend, for a snapshot or a
+//! migration.
 //!
 //! Version 1 consists of the text `msrgvcpu`, the version in two bytes, and three lists, each with
 //! its length in front: registers (index, value), pins (index, value) and devices (name, bytes). A
 //! name and the bytes of a device also have their length in front. Numbers are little-endian.
 //! Lengths and indices take four bytes, values take eight. The indices of a list ascend. Registers
 //! and pins are identified by their MSR and not by the program, so that a snapshot can be restored
-//! under a program that has grown.
+//! under a program that has more registers and pins.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -33,7 +34,7 @@ pub struct Saved {
     pub devices: Vec<SavedDevice>,
 }
 
-/// The reason why a saved state cannot be restored. Nothing has been restored then.
+/// The reason why a saved state cannot be restored. After such an error nothing has been restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestoreError {
@@ -151,8 +152,8 @@ impl<'b> Reader<'b> {
         bytes.try_into().map_err(|_| RestoreError::Broken)
     }
 
-    /// Reads the length of a list whose elements take at least one byte each. It is an error if
-    /// fewer bytes than elements are left.
+    /// Reads the length of a list whose elements take at least one byte each. Returns an error if
+    /// fewer bytes are left than the list has elements.
     fn length(&mut self) -> Result<usize, RestoreError> {
         let length = u32::from_le_bytes(self.array()?) as usize;
         if length > self.0.len() {
@@ -187,8 +188,8 @@ impl<'b> Reader<'b> {
 }
 
 impl VcpuState {
-    /// Returns the vCPU's emulated registers and pins, to be saved. The caller adds the state of the
-    /// emulated devices.
+    /// Returns the values of the vCPU's emulated registers and its pins, for a snapshot or a
+    /// migration. The caller adds the state of the emulated devices.
     #[must_use]
     pub fn save(&self, responder: &Responder) -> Saved {
         let registers = responder.cells().indices().zip(self.cells.iter().copied());

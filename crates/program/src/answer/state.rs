@@ -1,4 +1,4 @@
-//! The state of a vCPU on which its answers depend.
+//! The state of a vCPU on which the answers to its exits depend.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -11,14 +11,16 @@ use crate::rules::Hints;
 /// The emulated registers and pins of one vCPU, for one [`Responder`].
 #[derive(Clone, Debug)]
 pub struct VcpuState {
-    /// The current values of the emulated registers, in the order of the responder's cells.
+    /// The current values of the vCPU's emulated registers, each at the position that the responder
+    /// has for it.
     pub(super) cells: Box<[u64]>,
-    /// The pinned values, in the order of the responder's pins. `None` stands for a register that no
-    /// write has pinned yet.
+    /// The value of each register that the program can pin, in the responder's order. `None` stands
+    /// for a register that no write of the guest has pinned yet.
     pub(super) pins: Box<[Option<u64>]>,
-    /// For each row of the forward list, true if the vCPU has the CPUID bits that the row needs.
+    /// For each register of the forward list, true if the vCPU's CPUID has the bits that the list
+    /// asks for.
     may_forward: [bool; forward::ROWS],
-    /// The positions at which earlier lookups found rules.
+    /// The positions at which earlier lookups of an MSR found its rule.
     pub(super) hints: Hints,
 }
 
@@ -58,8 +60,8 @@ impl VcpuState {
         }
     }
 
-    /// Returns the state of the vCPU under another program. Registers and pins that both programs
-    /// have keep their values.
+    /// Returns the state of the vCPU after the program `new` has replaced the program `old`.
+    /// Emulated registers and pins that both programs have keep their values.
     #[must_use]
     pub fn under(&self, old: &Responder, new: &Responder) -> Self {
         let mut state = self.clone();
@@ -68,11 +70,11 @@ impl VcpuState {
         state
     }
 
-    /// Returns the state of the vCPU after it goes back from `new` to `old`, the previous program.
-    /// `before` is the vCPU's state at the switch from `old` to `new`.
+    /// Returns the state of the vCPU after its program `new` has been replaced by the previous
+    /// program, `old`, again. `before` is the vCPU's state at the switch from `old` to `new`.
     ///
-    /// Registers and pins that both programs have keep their current values; those that only `old`
-    /// has get their values from `before`.
+    /// Emulated registers and pins that both programs have keep their current values; those that
+    /// only `old` has get their values from `before`.
     #[must_use]
     pub fn back(&self, new: &Responder, before: &Self, old: &Responder) -> Self {
         let mut state = before.clone();
@@ -80,8 +82,8 @@ impl VcpuState {
         state
     }
 
-    /// Copies the values of the registers and pins that both programs have from `other`, a state
-    /// under the other program.
+    /// Copies values from `other`, a state of the same vCPU under another program: the values of
+    /// the emulated registers and pins that both programs have.
     fn take_shared(&mut self, own: &Responder, other: &Self, others: &Responder) {
         for (index, cell) in own.cells().indices().zip(&mut self.cells) {
             let from = others.cell(index).and_then(|(at, _)| other.cells.get(at));
@@ -100,8 +102,8 @@ impl VcpuState {
         forward::row(index).filter(|row| self.may_forward[row.number()])
     }
 
-    /// Records that a forwarded access has reached its register. If the access was a write to a pinned
-    /// register, the written value is now the pinned value.
+    /// Records that an access that the gate has forwarded has reached the register. If the access was the
+    /// first write to a register with the action `pin`, the written value is now the pinned value.
     #[inline]
     pub fn carried(&mut self, access: &super::Forwarded) {
         if let Some((place, value)) = access.pins()

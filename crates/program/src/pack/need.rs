@@ -1,4 +1,4 @@
-//! The MSRs that have to lie in a window.
+//! The MSRs that have to lie in a window, that is, in a range of the filter to be made.
 
 use alloc::vec::Vec;
 
@@ -16,8 +16,8 @@ pub(super) struct Need {
     pub(super) msrs: MsrRange,
 }
 
-/// Returns all needs, in the order of the MSRs. x2APIC registers have no need, because the kernel does
-/// not ask the filter about them (S3.1).
+/// Returns all stretches of MSRs that have to lie in a range of the filter, in the order of the MSRs. x2APIC
+/// registers have no need, because the kernel does not ask the filter about them (S3.1).
 pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
     let mut needs: Vec<Need> = Vec::new();
@@ -45,7 +45,8 @@ fn push(needs: &mut Vec<Need>, need: Need) {
     }
 }
 
-/// Shortens a window so that it ends at the last MSR that has a need.
+/// Shortens a window so that it ends at its last MSR that has a need: a verdict that differs from
+/// the default.
 pub(super) fn trim(window: &mut Window, needs: &[Need]) {
     let below = needs.partition_point(|need| need.msrs.first() <= window.msrs.last());
     if let Some(last) = needs[..below].last() {

@@ -1,5 +1,5 @@
-//! The scan for the fewest windows. The documentation of [`pack`](super) explains why it finds
-//! them.
+//! The scan of the MSRs that finds the fewest windows. The documentation of [`pack`](super)
+//! explains why the scan finds them.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -55,7 +55,7 @@ pub(super) fn fewest_windows(needs: &[Need]) -> Vec<Window> {
 }
 
 impl Scan {
-    /// Extends every state until it satisfies all of `need`.
+    /// Adds windows to every state until its windows satisfy `need` for all MSRs of `need`.
     fn satisfy(&mut self, need: &Need) {
         let own = COLOURS
             .iter()
@@ -83,7 +83,7 @@ impl Scan {
             }
             self.front = undominated(next, at);
             let satisfied = self.front.iter().map(|state| state.satisfied_up_to(own));
-            // Each window reaches beyond its first MSR, except for a window at MSR 0xffffffff (S3.5).
+            // Each window contains at least its first MSR, except for a window at MSR 0xffffffff (S3.5).
             // `pack` refuses verdicts that need such a window.
             match satisfied.min() {
                 Some(next) if next > at => at = next,

@@ -5,7 +5,7 @@ use super::*;
 /// If a need contains MSR 0xffffffff, which no window can contain, the scan stops there instead of
 /// searching forever.
 #[test]
-fn scan_of_packer_ends_at_msr_that_no_window_contains() {
+fn packer_stops_at_last_msr_which_no_range_of_a_filter_can_contain() {
     let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();
     for accesses in [Accesses::Read, Accesses::Write, Accesses::Both] {
         let windows = scan::fewest_windows(&[need::Need { accesses, msrs }]);

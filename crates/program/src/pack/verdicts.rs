@@ -1,5 +1,5 @@
-//! The wanted verdicts for each of 2^32 MSRs in each direction. The packer packs them, and the
-//! packed filter is compared with them.
+//! The wanted verdicts for each of 2^32 MSRs in each direction. The packer makes a filter from
+//! these verdicts, and the finished filter is compared with them.
 
 use alloc::vec::Vec;
 
@@ -19,8 +19,9 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// Creates verdicts. `of` iterates over the MSRs of a direction in order and without gaps, with
-    /// `None` for x2APIC registers. `default` is the default action of the filter to make.
+    /// Creates the wanted verdicts. For each direction, `of` returns the verdicts on all MSRs in
+    /// order and without gaps, with `None` for x2APIC registers. `default` is the default action of
+    /// the filter to make.
     pub(crate) fn new<I>(default: Verdict, of: impl Fn(Access) -> I) -> Self
     where
         I: Iterator<Item = (MsrRange, Option<Verdict>)>,
@@ -56,7 +57,7 @@ impl Verdicts {
         })
     }
 
-    /// The verdicts of one direction.
+    /// The wanted verdicts on accesses of one direction.
     pub(crate) const fn of(&self, access: Access) -> &RangeMap<Option<Verdict>> {
         &self.by_access[access as usize]
     }
@@ -130,7 +131,7 @@ mod tests {
     /// The result of `under` allows an access only if the verdicts and the other filter allow it. The
     /// test tries the MSRs below 0x60, where all ranges lie, and the two highest MSRs.
     #[test]
-    fn verdicts_under_other_filter_allow_only_what_both_allow() {
+    fn verdicts_combined_with_other_filter_allow_only_accesses_that_both_allow() {
         let range = |accesses, base, bits: &[bool]| {
             let count = u32::try_from(bits.len()).unwrap();
             let bitmap = Bitmap::from_fn(count, |at| bits[at as usize]).unwrap();

@@ -1,4 +1,4 @@
-//! The ranges of a packed filter, before they have bits.
+//! The ranges of a packed filter, before their bitmaps are computed.
 
 use msrgate_filter::Accesses;
 
@@ -7,7 +7,7 @@ use crate::msrs::MsrRange;
 /// The directions that a window covers: the accesses of its range.
 pub type Colour = Accesses;
 
-/// One range of a packed filter, before it has bits.
+/// One range of a packed filter, before the range's bitmap is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// The directions that the window covers.

@@ -18,7 +18,7 @@ pub enum ProgramError {
     UnknownVersion(u16),
     /// The bytes end before the program is complete.
     Ends {
-        /// The number of bytes that there are.
+        /// The number of bytes that were given.
         at: usize,
     },
     /// Bytes follow the program.
@@ -33,7 +33,8 @@ pub enum ProgramError {
         /// A description of the values that are valid at that position.
         what: &'static str,
     },
-    /// Two texts of the program have this name, so that events cannot tell their lines apart.
+    /// Two policy texts of the program have this name, so that an event's line number would not
+    /// tell which text it belongs to.
     SameName(Box<str>),
     /// The ranges in the bytes do not form a valid filter.
     Filter(FilterError),

@@ -12,8 +12,9 @@ use crate::pack::equality::{covered, points};
 use crate::rules::{Outcome, Rules, RulesBuilder};
 use crate::settings::Log;
 
-/// Returns the filter's decisions as rules that come from the default action. A decision can change
-/// only at an end of a range, or within a range.
+/// Returns rules with the decisions of the filter. The origin of each rule is the default action,
+/// because there are no entries. From one MSR to the next, the decision can change only where a
+/// range begins or ends, or within a range.
 pub(super) fn rules(filter: &Filter) -> Rules {
     let mut builder = RulesBuilder::default();
     let mut starts: Vec<_> = points(MsrRange::ALL, &covered(filter))

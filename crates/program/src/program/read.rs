@@ -1,5 +1,5 @@
-//! The decoder of a program. It allocates memory for a length only after it has found that many
-//! bytes.
+//! The decoder of a program. The memory that the decoder allocates grows with the bytes that it has
+//! read, not with the lengths that these bytes claim.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -401,7 +401,8 @@ impl Lines {
     }
 }
 
-/// Returns true if a rule follows S3.1: KVM alone decides for x2APIC registers, and only for these.
+/// Returns true if a rule agrees with S3.1: KVM alone decides accesses to x2APIC registers, and no
+/// accesses to other MSRs.
 fn leaves_x2apic_alone(msrs: MsrRange, outcome: &Outcome, by: DecidedBy) -> bool {
     let (first, last) = (msrs.first(), msrs.last());
     let is_within = X2APIC.contains(&first) && X2APIC.contains(&last);

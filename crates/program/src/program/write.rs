@@ -33,8 +33,8 @@ pub(super) fn program(program: &Program) -> Vec<u8> {
     to.0
 }
 
-/// Returns the digest of these settings and variants. If all variants do the same, this is the
-/// digest of one of them. Otherwise the digest covers all variants, in an order that does not
+/// Returns the digest of these settings and variants. If all variants do the same, the digest
+/// covers only one of them. Otherwise the digest covers all variants, in an order that does not
 /// depend on the order of the `[[when]]` sections.
 pub(super) fn digest(settings: &ProgramSettings, whens: &[CpuSet], variants: &[Variant]) -> Digest {
     let does = |variant: &Variant| {
@@ -70,7 +70,7 @@ pub(super) fn digest(settings: &ProgramSettings, whens: &[CpuSet], variants: &[V
     Digest::of(&to.0)
 }
 
-/// Encodes a set of processors with its lists sorted.
+/// Encodes a set of processors, with its vendors, families, models and steppings sorted.
 fn cpus(set: &CpuSet) -> Vec<u8> {
     let mut set = set.clone();
     if let Some(vendors) = &mut set.vendor {

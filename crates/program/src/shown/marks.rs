@@ -1,7 +1,7 @@
 //! The combining marks, which have no width of their own.
 
 /// The general categories Mn and Me of Unicode 16.0, as ascending ranges. `tests/unicode.rs`
-/// compares the ranges with the data of Unicode, and prints the correct ranges if they differ.
+/// compares the ranges with the data of Unicode, and prints the correct ranges if the two differ.
 #[rustfmt::skip]
 pub(super) const MARKS: [(char, char); 354] = [
     ('\u{300}', '\u{36f}'), ('\u{483}', '\u{489}'), ('\u{591}', '\u{5bd}'), ('\u{5bf}', '\u{5bf}'),

@@ -44,14 +44,15 @@ pub(super) fn key(name: &str) -> String {
 enum Authority {
     /// The architectural names of the SDM, which hold for every processor.
     Sdm,
-    /// The constants of Linux, which people copy. Linux uses each for one MSR only.
+    /// The constants of Linux, which people copy into other code. Linux uses each constant for one
+    /// MSR only.
     Linux,
     /// The names from manuals of AMD, Microsoft and others, in `extra.tsv`.
     Manual,
     /// The constants of another code base.
     Code,
-    /// The names that one processor family uses; another family may use the same name for another
-    /// register. The crate `x86` has such names, too, from an old SDM.
+    /// The names that manuals use for one processor family; another family may have another
+    /// register of the same name. The crate `x86` has such names, too, from an old SDM.
     Family,
 }
 
@@ -72,12 +73,13 @@ impl Authority {
     }
 }
 
-/// The registers that each name can mean, by the name's key. A name that lists for all processors or other
-/// code bases use for several registers means all of these. Families count only if no list for all
-/// processors has the name.
+/// The registers that each name can mean, by the name's key. If several lists use a name for different
+/// registers, the name means all these registers. Names of processor families count only if no list that
+/// holds for all processors has the same name.
 struct Meanings {
     by_key: BTreeMap<String, BTreeSet<u32>>,
-    /// The registers by the full name in capitals, without the names of families.
+    /// The registers that each name can mean, by the full name in capitals. Names of processor
+    /// families are left out.
     by_text: BTreeMap<String, BTreeSet<u32>>,
 }
 
@@ -86,7 +88,8 @@ impl Meanings {
     ///
     /// # Errors
     ///
-    /// Returns an error if the SDM or Linux gives a name to two registers. The manuals of two vendors may.
+    /// Returns an error if the SDM or Linux gives a name to two registers. It is no error if the manuals of
+    /// two vendors give the same name to different registers.
     fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
         let mut all: BTreeMap<String, BTreeMap<Authority, BTreeSet<u32>>> = BTreeMap::new();
         let mut by_text: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
@@ -122,8 +125,9 @@ impl Meanings {
         self.by_key[&key(&name.text)].contains(&index)
     }
 
-    /// Returns true if no other register has this name. `MSR_IA32_PMC0` is Linux's name of another
-    /// register, but `IA32_PMC0` is the SDM's alone.
+    /// Returns true if no register except the one with this index has the name. A name of the SDM
+    /// counts with its exact text: Linux gives `MSR_IA32_PMC0` to another register than the SDM's
+    /// `IA32_PMC0`, so only the SDM's register has `IA32_PMC0`.
     fn is_only(&self, name: &Name, index: u32) -> bool {
         let only = |meant: &BTreeSet<u32>| meant.len() == 1 && meant.contains(&index);
         let text = name.text.to_ascii_uppercase();
@@ -172,7 +176,8 @@ fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result
     })
 }
 
-/// Returns `IA32_EFER` for `MSR_IA32_EFER` and other names unchanged.
+/// Returns the name in the style of the SDM: `IA32_EFER` for `MSR_IA32_EFER`, and names without
+/// `MSR_IA32_` unchanged.
 fn sdm_style(name: &str) -> &str {
     match name.strip_prefix("MSR_") {
         Some(rest) if rest.starts_with("IA32_") => rest,
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_gives_name_to_every_register_that_lists_for_all_processors_call_so() {
+    fn merge_keeps_a_name_for_every_register_that_a_list_for_all_processors_gives_it_to() {
         let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
         by_hand.source = Source::Extra;
         let rows = merge(&[
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_of_name_with_two_registers_of_one_authority_is_an_error() {
+    fn merge_fails_if_one_authority_gives_a_name_to_two_registers() {
         let mentions = [
             mention(1, &[("A", Rank::Linux), ("X", Rank::Linux)]),
             mention(2, &[("MSR_a", Rank::Linux), ("Y", Rank::Linux)]),
@@ -329,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_of_register_without_unique_name_is_an_error() {
+    fn merge_fails_if_a_register_has_no_name_of_its_own() {
         let mentions = [
             mention(1, &[("A", Rank::Generic)]),
             mention(2, &[("MSR_a", Rank::Generic)]),

@@ -64,11 +64,11 @@ pub(super) enum Rank {
     Family(usize),
     /// The name is a constant of another code base.
     Code,
-    /// The name never becomes the main name of a register.
+    /// The name never becomes the main name of a register, only an alias.
     Alias,
 }
 
-/// A name that a list of MSRs gives to a register.
+/// A name that a list of MSRs gives to a register, with the name's rank.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
     pub(super) text: String,
@@ -84,7 +84,8 @@ pub(super) struct Field {
     pub(super) summary: String,
 }
 
-/// The part of a list that is about one MSR.
+/// One element of a list of MSRs: an MSR, with the names, bit fields and summary that the list has
+/// for it.
 #[derive(Clone, Debug)]
 pub(super) struct Mention {
     pub(super) index: u32,
@@ -109,7 +110,7 @@ impl Mention {
         }
     }
 
-    /// Returns the mention with one more name for the register.
+    /// Returns the mention with this name added to the register's names.
     pub(super) fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
         let text = text.into();
         self.names.push(Name { text, rank });

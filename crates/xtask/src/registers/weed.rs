@@ -5,7 +5,8 @@ use anyhow::ensure;
 
 use super::sources::{Mention, Source};
 
-/// A kind of name that does not name a register.
+/// A rule that finds names in one list that look like names of registers, but do not name a
+/// register.
 struct Rule {
     source: Source,
     matches: fn(&str) -> bool,

@@ -49,6 +49,8 @@ enum Kind {
     Foreign,
     /// A script for this interpreter.
     Script(PathBuf),
+    /// A program whose file lacks its end, or contradicts itself.
+    Damaged,
     /// A file that the kernel would not run.
     Unknown,
 }
@@ -73,11 +75,21 @@ pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
                     "the interpreter of this script, {}, cannot be run: {error}",
                     one_line(&name(&path))
                 ),
+                None if error.kind() == io::ErrorKind::PermissionDenied => {
+                    "its file may not be read, which msrgate does to see that the program loads the library".to_owned()
+                }
                 None => error.to_string(),
             },
         })?;
         let shown = one_line(&name(&path));
         let refused = |why: &str| Err(Failure::Refused(format!("{shown}: {why}; see {GUIDE}")));
+        let not_run = |why: &str| {
+            Err(Failure::NotRun {
+                status: 126,
+                what: name(&path),
+                why: why.to_owned(),
+            })
+        };
         return match kind {
             Kind::Dynamic(linker) => Libc::of_linker(&linker).map_or_else(
                 || {
@@ -96,11 +108,8 @@ pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
                 script = Some(mem::replace(&mut path, interpreter));
                 continue;
             }
-            Kind::Unknown => Err(Failure::NotRun {
-                status: 126,
-                what: name(&path),
-                why: "this is neither a program nor a script that begins with #!".to_owned(),
-            }),
+            Kind::Damaged => not_run("the file of this program is cut or damaged"),
+            Kind::Unknown => not_run("this is neither a program nor a script that begins with #!"),
         };
     }
     // The kernel refuses such a chain.
@@ -122,7 +131,7 @@ fn kind(path: &Path) -> io::Result<Kind> {
     if !head.starts_with(b"\x7fELF") {
         return Ok(Kind::Unknown);
     }
-    Ok(of_elf(&file, &head).unwrap_or(Kind::Unknown))
+    Ok(of_elf(&file, &head).unwrap_or(Kind::Damaged))
 }
 
 /// Reads at most `most` bytes, or all that there are.
@@ -145,8 +154,13 @@ fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     const CLASS_64: u8 = 2;
     const X86_64: u64 = 62;
     const INTERPRETER: u64 = 3;
+    const EXECUTABLE: u64 = 2;
+    const SHARED: u64 = 3;
     if *head.get(4)? != CLASS_64 || number(head, 18, 2)? != X86_64 {
         return Some(Kind::Foreign);
+    }
+    if ![EXECUTABLE, SHARED].contains(&number(head, 16, 2)?) {
+        return Some(Kind::Unknown);
     }
     let (table, size, count) = (
         number(head, 32, 8)?,
@@ -156,6 +170,9 @@ fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     let mut segments = Vec::new();
     let bytes = usize::try_from(size * count).ok()?;
     read(file, table, bytes, &mut segments).ok()?;
+    if segments.len() < bytes {
+        return None;
+    }
     let size = usize::try_from(size).ok().filter(|size| *size >= 56)?;
     for segment in segments.chunks_exact(size) {
         if number(segment, 0, 4)? == INTERPRETER {
@@ -168,10 +185,7 @@ fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
                 &mut linker,
             )
             .ok()?;
-            let end = linker
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap_or(linker.len());
+            let end = linker.iter().position(|byte| *byte == 0)?;
             return Some(Kind::Dynamic(path_of(&linker[..end])));
         }
     }
@@ -224,12 +238,26 @@ mod tests {
     }
 
     #[test]
-    fn elf_without_a_linker_is_static_and_a_cut_one_is_unknown() {
+    fn elf_without_a_linker_is_static_and_a_cut_one_is_damaged() {
         let mut elf = vec![0; 64 + 56];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        (elf[18], elf[32], elf[54], elf[56]) = (62, 64, 56, 1);
+        (elf[16], elf[18], elf[32], elf[54], elf[56]) = (2, 62, 64, 56, 1);
         assert_eq!(of(&elf), Kind::Static);
-        assert_eq!(of(&elf[..40]), Kind::Unknown);
+        for length in [6, 40, 60, 64, 100, 119] {
+            assert_eq!(of(&elf[..length]), Kind::Damaged, "{length} bytes");
+        }
+        elf[16] = 1;
+        assert_eq!(of(&elf), Kind::Unknown, "an object file");
+        elf[16] = 3;
+        assert_eq!(of(&elf), Kind::Static);
+        // The linker's name is cut: its segment is the interpreter's, and its text is beyond the end of the file.
+        (elf[64], elf[72], elf[96]) = (3, 120, 28);
+        assert_eq!(of(&elf), Kind::Damaged);
+        elf.extend(b"/lib64/ld-linux-x86-64.so.2\0");
+        assert_eq!(
+            of(&elf),
+            Kind::Dynamic("/lib64/ld-linux-x86-64.so.2".into())
+        );
         elf[4] = 1;
         assert_eq!(of(&elf), Kind::Foreign);
     }

@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
+use msrgate_state::lowest_library_fd;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, Resource, getrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -116,6 +117,7 @@ impl Vmm {
             pointers.chain([ptr::null()]).collect::<Vec<_>>()
         };
         let (arguments_of, environment_of) = (pointers(&arguments), pointers(&environment));
+        make_room_for_library();
         descriptors::as_before_main();
         // SAFETY: the strings end with a zero byte and the lists with a null pointer, and all of them live
         // on this stack.
@@ -128,6 +130,16 @@ impl Vmm {
         };
         failed(io::Error::last_os_error().to_string())
     }
+}
+
+/// Enlarges this process's table of descriptors, which the VMM inherits, so that the library's own have room in it. In a
+/// process with several threads, as a VMM is, the kernel waits for all processors before a table has grown
+/// (`expand_fdtable` in fs/file.c): some 20 ms were measured. Without room under the limit of descriptors, nothing is
+/// enlarged.
+fn make_room_for_library() {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    // The duplicate is closed at once. The table does not shrink.
+    let _ = fcntl_dupfd_cloexec(standard_error(), lowest_library_fd(limit));
 }
 
 /// Returns a random number that no other process can guess.

@@ -1,5 +1,5 @@
-//! The counters of one vCPU: the number of its accesses by kind. They are lock-free and take a fixed amount
-//! of memory.
+//! The counters of one vCPU: the number of its accesses by kind. The counters are lock-free and take a fixed
+//! amount of memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,9 +12,10 @@ use crate::gate::kinds::{Found, Kind, Kinds};
 /// the accesses of all other kinds.
 const SLOTS: usize = 256;
 
-/// The counters of one vCPU. Only that vCPU writes them.
+/// The counters of one vCPU. Only the thread of that vCPU writes the counters.
 pub(in crate::gate) struct Counters {
-    /// The kinds that have a counter. The tag of a kind is the number of its disposition.
+    /// The kinds that have a counter. A kind is an MSR, a direction, and as its tag the number of a
+    /// disposition.
     kinds: Kinds<SLOTS>,
     counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
@@ -23,11 +24,11 @@ pub(in crate::gate) struct Counters {
 /// The number of accesses of one kind: to one MSR, in one direction, with one disposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count {
-    /// The MSR.
+    /// The MSR that was accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the accesses: read or write.
     pub access: Access,
-    /// The disposition.
+    /// The gate's disposition of the accesses.
     pub disposition: Disposition,
     /// The number of accesses.
     pub count: u64,
@@ -42,7 +43,7 @@ impl Counters {
         }
     }
 
-    /// Counts one access. Only one thread may do this at a time.
+    /// Counts one access. Only one thread may call this function at a time.
     pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         let kind = Kind::new(u64::from(disposition.number()), index, access);
         let count = match self.kinds.find(kind, 8) {
@@ -52,7 +53,8 @@ impl Counters {
         add_one(count);
     }
 
-    /// Passes each counter's value to `found`. Returns the number of accesses whose kinds had no slot.
+    /// Passes each counter's value to `found`. Returns the number of accesses whose kinds have no counter of
+    /// their own.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
         for (place, kind) in self.kinds.all() {
             let disposition = usize::try_from(kind.tag()).ok();
@@ -72,7 +74,7 @@ impl Counters {
     }
 }
 
-/// Adds one to a counter. Only one thread writes it, so no atomic read-modify-write is needed.
+/// Adds one to a counter. Only one thread writes the counter, so no atomic read-modify-write is needed.
 pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
@@ -82,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_count_each_kind_of_access_apart() {
+    fn counters_count_each_kind_of_access_separately() {
         let counters = Counters::new();
         let lstar = MsrIndex::new(0xc000_0082);
         for _ in 0..3 {
@@ -109,10 +111,10 @@ mod tests {
         );
     }
 
-    /// If a guest accesses more kinds than there are slots, the counts still add up to the number of
-    /// accesses, whichever kinds have a slot.
+    /// If a guest makes accesses of more kinds than there are counters, the counts and the number of other
+    /// accesses still add up to the number of all accesses.
     #[test]
-    fn access_without_slot_is_counted_among_others() {
+    fn access_of_kind_without_counter_is_counted_among_others() {
         let counters = Counters::new();
         for index in 0..10_000 {
             counters.add(MsrIndex::new(index), Access::Read, Disposition::Denied);

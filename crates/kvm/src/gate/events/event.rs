@@ -17,7 +17,7 @@ pub enum Values {
     /// Events do not hold the value that the guest writes.
     #[default]
     Hidden,
-    /// Events hold the value that the guest writes.
+    /// Events of writes hold the value that the guest writes.
     Shown,
 }
 
@@ -36,15 +36,15 @@ pub enum Rip {
 pub struct Event {
     /// The time of the exit.
     pub time: SystemTime,
-    /// The vCPU.
+    /// The vCPU that made the access.
     pub vcpu: VcpuId,
-    /// The MSR.
+    /// The MSR that was accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
     /// The reason for which KVM made the exit.
     pub reason: ExitReason,
-    /// The disposition.
+    /// The gate's disposition of the access.
     pub disposition: Disposition,
     /// The value that the guest writes, if events hold values ([`Values::Shown`]).
     pub value: Option<u64>,
@@ -57,8 +57,8 @@ pub struct Event {
     pub file: Option<Box<str>>,
     /// The digest of the program that decided the access.
     pub digest: Digest,
-    /// The number of events of this kind just before this one that the limit held back. The limit may count
-    /// several kinds by one counter; this is then the number of all of them. The total is in
+    /// The number of events of this kind just before this one that the limit held back. If several kinds
+    /// share one counter of the limit, this is the number of events of all these kinds. The total is in
     /// [`VcpuDrops`](super::VcpuDrops).
     pub held_back: u32,
 }
@@ -111,8 +111,8 @@ impl EventRecord {
 }
 
 impl Event {
-    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access of the
-    /// entry.
+    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access that the
+    /// entry records.
     pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
         let &[time, kind, value, rip, origin, held_back, ..] = entry;
         let [i0, i1, i2, i3, flags, disposition, ..] = kind.to_le_bytes();

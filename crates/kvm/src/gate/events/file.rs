@@ -11,15 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// [`Write::write`] takes whole lines, and is one `write` to the end of the file (`O_APPEND`). So several
 /// VMMs may write to one file, and if a VMM is killed, at most its last line is cut.
 ///
-/// If a kill has cut a line, the next process that opens the file ends that line first. If a full disk has
-/// cut a line, the next write ends that line first. If another process is writing a line while this process
-/// opens the file, that line looks cut, too: an empty line may then follow it, which readers of JSON lines
-/// skip.
+/// If a line was cut because its writer was killed, the next process that opens the file ends that line
+/// first. If a full disk has cut a line, the next write ends that line first. If another process is writing
+/// a line while this process opens the file, that line looks cut, too: an empty line may then follow it,
+/// which readers of JSON lines skip.
 ///
-/// For logrotate: its `postrotate` script makes the VMM call the file's [`Reopener`].
+/// If logrotate renames the file, logrotate's `postrotate` script has to make the VMM call
+/// [`Reopener::request`].
 ///
-/// A new file can be read and written by its owner only, because values and RIP reveal the addresses of
-/// a guest's kernel. An existing file keeps its mode.
+/// Only the owner can read and write a new log file, because values and RIP reveal the addresses of a
+/// guest's kernel. A log file that exists already keeps its mode.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
@@ -29,8 +30,8 @@ pub struct LogFile {
     reopen: Arc<AtomicBool>,
 }
 
-/// The handle by which a VMM asks a [`LogFile`] to open its path again. The VMM keeps this handle when it
-/// has moved the [`LogFile`] to the thread that writes events.
+/// The handle by which a VMM asks a [`LogFile`] to open the file's path again. The VMM still has this handle
+/// after the VMM has moved the [`LogFile`] to the thread that writes events.
 #[derive(Clone, Debug)]
 pub struct Reopener(Arc<AtomicBool>);
 
@@ -50,7 +51,7 @@ impl LogFile {
         })
     }
 
-    /// Returns the handle by which the VMM asks to open the path again.
+    /// Returns the handle by which the VMM asks this log file to open its path again.
     #[must_use]
     pub fn reopener(&self) -> Reopener {
         Reopener(Arc::clone(&self.reopen))
@@ -70,14 +71,14 @@ impl LogFile {
 }
 
 impl Reopener {
-    /// Requests that the next line goes to the file that is at the path by then. A signal handler may
-    /// call this.
+    /// Requests that the next line goes to the file that the path names when that line is written. A signal
+    /// handler may call this.
     pub fn request(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Tells if the request is pending: no line has come since, or the new file could not be opened.
-    /// [`LogFile`] tries again at each line.
+    /// Tells if the request to reopen the file is pending: no line was written since, or the new file could
+    /// not be opened. [`LogFile`] tries again to open the file at each line.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.0.load(Ordering::Acquire)

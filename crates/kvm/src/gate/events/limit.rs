@@ -9,12 +9,13 @@ use crate::gate::kinds::Kind;
 /// The number of counters of a limit. Kinds of events that hash to the same counter share one limit.
 const PLACES: usize = 64;
 
-/// The limit of one vCPU on its events: for each kind, a number of events in a second. A kind's second
-/// begins with its first event.
+/// The limit of one vCPU on its events: for each kind, a number of events in a second. For each kind, the
+/// second begins with the first event of that kind.
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
-    /// The counter of all kills. No other event shares it, so a guest cannot hide a kill by other events.
+    /// The counter of the events of all kills. Events of other accesses do not share this counter, so a
+    /// guest cannot hide a kill by them.
     kills: Place,
 }
 
@@ -22,7 +23,7 @@ pub(in crate::gate) struct Limit {
 struct Place {
     began: u64,
     count: u32,
-    /// The number of events that were held back since the last event that passed.
+    /// The number of events that were held back since the last event that went into the queue.
     held_back: u32,
 }
 
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limit_passes_first_events_and_reports_number_held_back() {
+    fn event_limit_passes_first_events_and_reports_number_held_back() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);
@@ -99,7 +100,7 @@ mod tests {
     /// A kill is held back only by earlier kills. So a VMM that runs the guest on after each kill is not
     /// flooded.
     #[test]
-    fn kill_is_held_back_only_by_kills() {
+    fn event_of_kill_is_held_back_only_by_earlier_kills() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, disposition| limit.ask(MsrIndex::new(index), Access::Read, disposition, 5);

@@ -96,7 +96,8 @@ impl<W: Write + Send> Sink for TextLines<W> {
 /// name, and with `value`, `rip` and `held_back` if the event has them. `time_ns` is in nanoseconds since 1970.
 ///
 /// `{"schema":1,"time_ns":1700000000123456789,"vcpu":0,"dropped":9,"held_back":300}`: the number of events of
-/// the vCPU that are in no line so far, as in [`VcpuDrops`]. Only such a line has `dropped`.
+/// the vCPU that are in no line so far, as in [`VcpuDrops`]. Only a line with this report has the field
+/// `dropped`.
 #[cfg(feature = "json")]
 #[derive(Debug)]
 pub struct JsonLines<W> {

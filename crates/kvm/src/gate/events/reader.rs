@@ -19,17 +19,18 @@ pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
-    /// The number of events that the limit has held back. The vCPU writes it.
+    /// The number of events that the limit has held back. Only the thread of the vCPU changes this number.
     held_back: AtomicU64,
 }
 
 impl VcpuLog {
-    /// Counts an access. Only one thread may do this at a time.
+    /// Counts an access. Only one thread may call this function at a time.
     pub(in crate::gate) fn count(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         self.counters.add(index, access, disposition);
     }
 
-    /// Puts an event into the queue, or counts it as dropped. Only one thread may do this at a time.
+    /// Puts an event into the queue, or counts it as dropped. Only one thread may call this function at a
+    /// time.
     #[inline]
     pub(in crate::gate) fn tell(&self, happened: &EventRecord) {
         let room = if happened.disposition == Disposition::Killed {
@@ -40,7 +41,7 @@ impl VcpuLog {
         self.ring.put(&happened.encode(), room);
     }
 
-    /// Counts an event that the limit holds back. Only one thread may do this at a time.
+    /// Counts an event that the limit holds back. Only one thread may call this function at a time.
     pub(in crate::gate) fn hold_back(&self) {
         add_one(&self.held_back);
     }
@@ -63,10 +64,11 @@ pub(in crate::gate) struct VcpuLogs {
 #[derive(Default)]
 struct Live {
     logs: Vec<Arc<VcpuLog>>,
-    /// The counters of the vCPUs that are gone, added together by kind.
+    /// The counters of the vCPUs whose `VcpuGate`s were dropped, added together by kind.
     gone: BTreeMap<(MsrIndex, Access, Disposition), u64>,
     others: u64,
-    /// The numbers of lost events of the vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
+    /// The numbers of lost events of the vCPUs whose `VcpuGate`s were dropped, by vCPU id. The map stays
+    /// small, because KVM limits the number of vCPU ids.
     lost: BTreeMap<VcpuId, Lost>,
     /// The programs that may have decided an access whose event is still in a queue, the newest last.
     programs: Vec<Arc<Program>>,
@@ -97,12 +99,13 @@ const UNREAD: usize = 16;
 /// the vCPUs that are gone. These vCPUs share one set of counters.
 const KINDS: usize = 4096;
 
-/// The largest number of programs that are remembered. An event of an older program has no file name.
+/// The largest number of programs whose policy file's name is kept for their events. An event of an older
+/// program has no file name.
 const PROGRAMS: usize = 16;
 
 impl VcpuLogs {
     /// Makes a log for a vCPU, with a queue of `queue` events. This function also removes the logs of vCPUs
-    /// that are gone, since there may be no reader that does so.
+    /// whose `VcpuGate`s were dropped, since there may be no reader that removes them.
     pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<VcpuLog> {
         let log = Arc::new(VcpuLog {
             id,
@@ -116,7 +119,7 @@ impl VcpuLogs {
         log
     }
 
-    /// Notes that vCPUs may make events under this program from now on.
+    /// Notes that from now on this program may decide accesses that become events.
     pub(in crate::gate) fn expect(&self, program: &Arc<Program>) {
         let mut live = self.lock();
         let digest = program.digest();
@@ -149,8 +152,9 @@ impl VcpuLogs {
         }
     }
 
-    /// Removes the logs of vCPUs that are gone, and keeps their counts. It removes each such log whose queue
-    /// is empty. Of those with unread events it keeps the newest `most`, and removes the others.
+    /// Removes the logs of vCPUs whose `VcpuGate`s were dropped, and keeps their counts. The function
+    /// removes the logs whose queues are empty. Of the logs with unread events it keeps the newest `most`,
+    /// and removes the older ones.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,
@@ -215,10 +219,10 @@ pub struct Counted {
 /// The number of events of a vCPU that the reader does not get, since the vCPU was first added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuDrops {
-    /// The vCPU.
+    /// The vCPU whose events were lost.
     pub vcpu: VcpuId,
     /// The number of events that did not fit the queue. Of the vCPUs whose `VcpuGate` was dropped, only the
-    /// newest sixteen keep their unread events. The unread events of the others are counted here.
+    /// newest sixteen keep their unread events. The unread events of older ones are lost and counted here.
     pub dropped: u64,
     /// The number of events that the limit of [`EventOptions::per_second`](super::EventOptions::per_second)
     /// held back. The number includes events that a later event reports in
@@ -241,7 +245,7 @@ impl fmt::Display for VcpuDrops {
     }
 }
 
-/// The reader of a VM's events. A VM has at most one at a time.
+/// The reader of a VM's events. A VM has at most one such reader at a time.
 #[must_use = "without a reader, events are dropped as soon as a queue is full"]
 pub struct Events {
     logs: Arc<VcpuLogs>,
@@ -263,8 +267,8 @@ impl Events {
         })
     }
 
-    /// Takes all events out of the queues and passes them to `each`. The events of each vCPU come in their
-    /// order.
+    /// Takes all events out of the queues and passes them to `each`. The events of each vCPU are passed in
+    /// the order in which they happened.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
         let (logs, programs) = {
             let live = self.logs.lock();

@@ -1,15 +1,15 @@
-//! A bounded queue from one vCPU to one reader, made of atomic words. It uses no lock, allocates nothing
-//! after it is made, and never waits.
+//! A bounded queue from one vCPU to one reader, made of atomic words. The queue uses no lock, allocates no
+//! memory after it is made, and never waits.
 //!
-//! An entry that does not fit is dropped and counted. One slot is kept for an entry that earlier ones
-//! must not crowd out.
+//! An entry that does not fit is dropped and counted. One slot is kept for an important entry, which must
+//! find room even if other entries have filled the queue.
 
 use crate::gate::sync::{AtomicU64, Ordering};
 
 /// The number of 64-bit words in an entry of a queue.
 pub(super) const WORDS: usize = 10;
 
-/// One entry.
+/// One entry of a queue, which encodes an event.
 pub(super) type Entry = [u64; WORDS];
 
 /// The slots of a ring that an entry may take.
@@ -48,7 +48,7 @@ impl<const N: usize> Ring<N> {
         }
     }
 
-    /// Puts an entry in, if there is room. Only one thread may do this at a time.
+    /// Puts an entry in, if there is room. Only one thread may call this function at a time.
     #[inline]
     pub(super) fn put(&self, entry: &[u64; N], room: Room) {
         let kept = u64::from(room == Room::Shared);
@@ -67,7 +67,7 @@ impl<const N: usize> Ring<N> {
         self.put.store(put + 1, Ordering::Release);
     }
 
-    /// Takes the oldest entry out. Only one thread may do this at a time.
+    /// Takes the oldest entry out. Only one thread may call this function at a time.
     pub(super) fn take(&self) -> Option<[u64; N]> {
         let taken = self.taken.load(Ordering::Relaxed);
         if self.put.load(Ordering::Acquire) == taken {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entry_beyond_capacity_of_ring_is_counted_as_dropped() {
+    fn entry_that_does_not_fit_event_queue_is_counted_as_dropped() {
         let ring = Ring::new(3);
         for number in 0..5 {
             ring.put(&[number; WORDS], Room::Shared);
@@ -126,10 +126,10 @@ mod tests {
         assert_eq!(ring.take(), Some([9; WORDS]));
     }
 
-    /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. This
-    /// holds each time that the ring is filled.
+    /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. The
+    /// ring behaves so each time that it is filled.
     #[test]
-    fn kept_slot_takes_one_entry_when_ring_is_full() {
+    fn kept_slot_of_event_queue_takes_one_entry_when_queue_is_full() {
         for capacity in 0..4_u64 {
             let ring = Ring::new(usize::try_from(capacity).unwrap());
             let fit = capacity.max(1);
@@ -163,7 +163,7 @@ mod model {
     /// has no kept slot. Loom never lets a load see a later store, so it cannot check the release and the
     /// acquire of the field `taken`: only reasoning shows that they are right.
     #[test]
-    fn concurrent_take_returns_whole_entries_in_order() {
+    fn concurrent_take_from_event_queue_returns_whole_entries_in_order() {
         crate::gate::sync::check(|| {
             let ring = Arc::new(Ring::<2>::new(1));
             let vcpu = {

@@ -11,8 +11,8 @@ use super::reader::{Events, VcpuDrops};
 use super::sink::Sink;
 use crate::gate::thread::OwnThread;
 
-/// A thread that passes events to sinks. When this is dropped, the thread passes on the remaining
-/// events, and ends. In a forked child, which does not have the thread, dropping this does nothing.
+/// A thread that passes events to sinks. When this value is dropped, the thread passes on the remaining
+/// events, and ends. In a forked child, which does not have the thread, dropping this value does nothing.
 #[derive(Debug)]
 #[must_use = "the thread ends when this is dropped"]
 pub struct EventThread {
@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// flood of reports.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The numbers of lost events that the sinks were last told, and the time of that report.
+/// The numbers of lost events that the sinks were told in the last report, and the time of that report.
 #[derive(Default)]
 struct Told {
     drops: Vec<VcpuDrops>,

@@ -50,7 +50,7 @@ fn allowed_access_reaches_kvm_and_denied_access_faults() {
 /// If a policy answers no access itself and logs none, no access makes an exit: the kernel alone
 /// allows and denies accesses.
 #[test]
-fn policy_without_answers_or_log_makes_no_exit() {
+fn accesses_under_policy_without_answers_or_log_make_no_exit() {
     let settings = "default = 'deny'\nlog = 'none'";
     on_each(
         &policy(settings, "IA32_STAR = 'rw'"),
@@ -66,7 +66,7 @@ fn policy_without_answers_or_log_makes_no_exit() {
 }
 
 #[test]
-fn read_gets_value_of_policy_and_write_is_ignored() {
+fn read_with_action_value_gets_that_value_and_write_with_ignore_has_no_effect() {
     under(
         "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }",
         &[Write(SPARE, 1), Read(SPARE)],
@@ -114,7 +114,7 @@ fn pinned_register_accepts_only_first_value() {
 
 /// KVM refuses an address that is not canonical: the guest gets #GP, and the register is not pinned.
 #[test]
-fn forwarded_write_that_kvm_refuses_faults_and_pins_nothing() {
+fn forwarded_write_that_kvm_refuses_faults_and_pins_no_register() {
     under(
         "IA32_LSTAR = { read = 'allow', write = 'pin' }",
         &[Write(LSTAR, 1 << 62), Write(LSTAR, 0x1000), Read(LSTAR)],
@@ -211,7 +211,7 @@ fn access_of_msr_unknown_to_kvm_gets_answer_of_policy() {
 
 /// Each of four vCPUs has its own registers and pins.
 #[test]
-fn each_vcpu_has_its_own_registers_and_pins() {
+fn each_vcpu_has_its_own_emulated_registers_and_pins() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\

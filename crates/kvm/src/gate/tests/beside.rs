@@ -1,4 +1,5 @@
-//! Tests of a filter and a mask that the VMM has beside those of the policy, and of the watcher.
+//! Tests of a filter and a mask that the VMM itself sets in addition to those of the policy, and of the
+//! watcher.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -47,10 +48,11 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
     });
 }
 
-/// If the gate let a first access through before the VMM changed its own filter, it lets the access
-/// through afterwards, too. An access that the VMM's filter denies does not wait for the publisher.
+/// If the gate has opened its filter for a first access before the VMM changes the VMM's own filter, the
+/// gate's filter is open for that access afterwards, too. An access that the VMM's filter denies does not
+/// wait for the publisher.
 #[test]
-fn set_beside_with_filter_of_vmm_keeps_letting_first_access_through() {
+fn filter_open_for_first_access_stays_open_after_vmm_sets_own_filter() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine
@@ -76,8 +78,8 @@ impl Watcher for Notes {
     }
 }
 
-/// The watcher is told of each refusal, even under a policy that logs nothing. It is told once of a
-/// first access that waits for a wider filter, however often the guest executes that access again.
+/// The watcher is told of each refusal, even under a policy that logs nothing. The watcher is told only once
+/// of a first access that waits for a wider filter, however often the guest executes that access again.
 #[test]
 fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     for (settings, expected) in [
@@ -104,9 +106,10 @@ fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
 }
 
 /// The filter for one access is not set before the guest has been idle and made other accesses, as an interrupt handler
-/// does: one of them is answered, and one waits, too.
+/// does: the gate answers one of these accesses, and another one waits for its filter, too. The watcher is
+/// told once of each of the three accesses.
 #[test]
-fn watcher_is_told_once_of_access_whose_wait_is_interrupted() {
+fn watcher_is_told_once_of_access_whose_wait_for_filter_is_interrupted() {
     let program = policy(
         "default = 'allow'",
         "IA32_STAR = { read = 'allow', write = 'allow', log = 'first' }\nIA32_LSTAR = 'none'\n\

@@ -17,7 +17,7 @@ pub(super) fn ahead() -> Duration {
     AHEAD.get()
 }
 
-/// Sets this thread's clock ahead by `by`.
+/// Sets this thread's clock ahead by the duration `by`.
 pub(super) fn advance(by: Duration) {
     AHEAD.set(ahead() + by);
 }

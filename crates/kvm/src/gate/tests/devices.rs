@@ -53,7 +53,7 @@ impl Device for Doubler {
 }
 
 #[test]
-fn device_of_vmm_answers_accesses_of_its_handler() {
+fn device_of_vmm_answers_accesses_for_which_policy_names_its_handler() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'double' }, write = { handler = 'double' } }",
@@ -97,7 +97,7 @@ impl GuestMemory for Memory {
 /// A microcode update that crosses a page changes the revision, and the revision survives a restore. An
 /// update whose header is wrong changes nothing, and an update at an unmapped address is a #GP.
 #[test]
-fn microcode_update_changes_revision_and_survives_restore() {
+fn microcode_update_changes_revision_which_vcpu_restore_keeps() {
     let trigger = MsrIndex::new(0x79);
     let revision = MsrIndex::new(0x8b);
     let program = policy(

@@ -111,7 +111,7 @@ fn finish_of_handler_request_after_kick_is_refused_as_stale() {
 
 /// A kick that came before a rewind is still set after the rewind, and the guest repeats the access.
 #[test]
-fn rewind_keeps_earlier_kick() {
+fn rewind_keeps_kick_of_vcpu_that_came_before_rewind() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };
@@ -156,7 +156,7 @@ fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
 /// while the gate has it, or after the gate has given it back. A `KVM_RUN` of the VMM that ends with EINTR
 /// acknowledges each kick; a lost kick would never be acknowledged.
 #[test]
-fn rewind_keeps_concurrent_kicks() {
+fn rewind_keeps_kicks_of_vcpu_from_other_thread() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };
@@ -226,8 +226,8 @@ fn byte(address: usize) -> &'static AtomicU8 {
     crate::gate::port::shared_byte(address)
 }
 
-/// Signals that come at any moment of a rewind interrupt system calls of the gate, or the guest. They change
-/// nothing else.
+/// Signals that come at any moment of a rewind interrupt system calls of the gate, or the guest, but each
+/// access still gets its result.
 #[test]
 fn rewind_interrupted_by_signals_is_complete() {
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
@@ -271,11 +271,10 @@ fn save_of_vcpu_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`. The VMM itself completes such an
-/// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of
-/// `kvm_run`.
+/// If the last exit is not an MSR exit, `save` does not call `KVM_RUN`. The VMM itself completes such an
+/// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of `kvm_run`.
 #[test]
-fn save_leaves_completion_of_exit_that_is_no_msr_exit_to_vmm() {
+fn save_does_not_complete_exit_that_is_no_msr_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -288,10 +287,10 @@ fn save_leaves_completion_of_exit_that_is_no_msr_exit_to_vmm() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// If a debugger steps the vCPU, `save` succeeds. `kvm_run` still holds the debug exit that reports
-/// the step.
+/// If a debugger steps the vCPU, `save` completes the access and succeeds. Afterwards `kvm_run` holds the
+/// debug exit that reports the step over that access.
 #[test]
-fn save_leaves_debug_exit_in_kvm_run() {
+fn save_of_stepped_vcpu_succeeds_and_puts_debug_exit_into_kvm_run() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -415,8 +414,8 @@ fn vcpu_reset_makes_kvm_forget_unanswered_first_exit() {
     assert_eq!(vcpu.guest.registers().unwrap(), before);
 }
 
-/// If a snapshot is restored over a vCPU that has run, as a fuzzer of guests does, the vCPU's pending exit
-/// is gone.
+/// If a snapshot is restored on a vCPU that has run, as a fuzzer of guests does, KVM forgets the vCPU's
+/// pending exit.
 #[test]
 fn vcpu_restore_makes_kvm_forget_pending_exit() {
     let Some(mut machine) = value_machine() else {
@@ -461,7 +460,7 @@ fn finish_of_handler_request_of_other_vcpu_is_refused_as_stale() {
 /// If KVM puts registers and events into `kvm_run`, the VMM finds no #GP there after a rewind,
 /// because the rewind has cancelled the #GP.
 #[test]
-fn rewind_leaves_no_gp_in_kvm_run() {
+fn kvm_run_has_no_gp_after_rewind_that_queued_and_cancelled_gp() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };

@@ -182,7 +182,7 @@ impl TestGuest for AnyGuest {
     }
 }
 
-/// A VM with some vCPUs, its gate, and their `VcpuGate`s.
+/// A VM with some vCPUs, the VM's gate, and the vCPUs' `VcpuGate`s.
 pub(super) struct Machine<G = Guest> {
     pub(super) gate: Arc<Gate>,
     pub(super) vcpus: Vec<Vcpu<G>>,
@@ -198,7 +198,8 @@ pub(super) struct Vcpu<G = Guest> {
 }
 
 impl Machine {
-    /// Makes a machine in a real KVM. Returns `None`, and prints a message, on a host without KVM.
+    /// Makes a VM in a real KVM, with its vCPUs and its gate. Returns `None`, and prints a message, on a
+    /// host without KVM.
     pub(super) fn new(program: Program, count: usize) -> Option<Self> {
         Self::with_options(program, count, GateOptions::new())
     }
@@ -213,7 +214,8 @@ impl Machine {
         })
     }
 
-    /// Makes a machine in a real KVM. The caller makes the port through which the gate reaches the VM.
+    /// Makes a VM in a real KVM, with its vCPUs and its gate. The caller makes the
+    /// [`VmPort`](crate::gate::vm::VmPort) through which the gate reaches the VM.
     pub(super) fn in_kvm(
         program: Program,
         count: usize,
@@ -235,7 +237,7 @@ impl Machine {
 }
 
 impl Machine<ModelGuest> {
-    /// Makes a machine of the model. Its guests have the CPUID `cpuid`.
+    /// Makes a VM of the model, with its vCPUs and its gate. Its guests have the CPUID `cpuid`.
     pub(super) fn of_model(
         program: Program,
         count: usize,
@@ -247,7 +249,7 @@ impl Machine<ModelGuest> {
         Self::in_model(program, Box::new(vm), guests, options, cpuid)
     }
 
-    /// Makes a machine of the model from a given VM and its guests.
+    /// Makes a gate for a given VM of the model, and the `VcpuGate`s of its guests.
     pub(super) fn in_model(
         program: Program,
         vm: Box<dyn VmPort>,

@@ -77,7 +77,8 @@ impl Filtered for Vm {
     }
 }
 
-/// The registers that the model has behind its filter: those registers of a real vCPU that the tests use.
+/// The registers that a guest of the model reaches if the filter allows the access: those registers of a
+/// real vCPU that the tests use.
 pub(super) struct TestRegisters(BTreeMap<MsrIndex, u64>);
 
 impl TestRegisters {
@@ -132,7 +133,7 @@ struct ModelVcpu {
     pending: Pending,
     is_restored: bool,
     level: Level,
-    /// The number of times that the gate asked which guest runs: the VM's own or a nested one.
+    /// The number of times that the gate asked if the VM's own guest or a nested guest runs.
     asked: usize,
 }
 
@@ -161,12 +162,12 @@ impl ModelGuest {
         }
     }
 
-    /// Sets the guest that the kernel reports as running: the VM's own or a nested one.
+    /// Sets the guest that the kernel reports as running: the VM's own guest or a nested guest.
     pub(super) fn runs(&mut self, level: Level) {
         self.vcpu.level = level;
     }
 
-    /// The number of times that the gate asked which guest runs.
+    /// The number of times that the gate asked if a nested guest runs.
     pub(super) const fn asked(&self) -> usize {
         self.vcpu.asked
     }

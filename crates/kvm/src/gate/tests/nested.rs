@@ -1,5 +1,5 @@
-//! Tests of a guest that runs guests, on the model. `crates/kvm/tests/nested` has such tests for a real KVM
-//! with SVM.
+//! Tests of a guest that runs nested guests, on the model. `crates/kvm/tests/nested` has such tests for a
+//! real KVM with SVM.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_policy::Program;
@@ -31,7 +31,7 @@ const VMX: (u32, u32) = (1, 1 << 5);
 const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
 
 #[test]
-fn gate_asks_which_guest_runs_only_if_guest_may_nest() {
+fn gate_asks_which_guest_runs_only_if_guest_may_run_nested_guests() {
     let script = [Write(LSTAR, 5), Read(STAR), Write(FMASK, 5)];
     for ((function, ecx), vm, asked) in [
         (VMX, ModelVm::that_nests(), 3),
@@ -73,9 +73,9 @@ fn access_of_nested_guest_is_not_forwarded() {
     assert_eq!(run(vcpu, Level::Guest, Read(FMASK)), Saw::Value(0));
 }
 
-/// Audit mode refuses nothing to a nested guest, and forwards no write for it either: the nested
-/// guest executes the access itself, and the pin of its hypervisor stays. Under this policy the
-/// gate widens the filter only for accesses to the pinned register.
+/// In audit mode the gate refuses no access of a nested guest, and forwards no write for the nested guest
+/// either: the nested guest executes the access itself, and the pin of its hypervisor stays. Under this
+/// policy the gate widens the filter only for accesses to the pinned register.
 #[test]
 fn audit_mode_lets_nested_guest_execute_access_itself() {
     let entries = "IA32_LSTAR = { read = 'allow', write = 'pin' }";

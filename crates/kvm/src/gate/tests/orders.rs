@@ -1,5 +1,5 @@
-//! Tests of calls in a wrong order. Each call that comes too early returns an error that says which other
-//! call is missing. The guest's accesses in the meantime are #GPs.
+//! Tests of calls in a wrong order. Each call that a VMM makes too early returns an error that names the
+//! call that is missing. The guest's accesses in the meantime are #GPs.
 
 mod of_gate;
 mod of_vcpu;

@@ -60,8 +60,8 @@ fn write(place: usize) -> impl Strategy<Value = &'static str> {
     prop_oneof![3 => action(place, &FORWARDED), 1 => Just("'ignore'")]
 }
 
-/// An address that is not canonical: KVM and processors refuse it as an MSR's value, from the host and from
-/// the guest.
+/// An address that is not canonical: KVM and processors refuse this address as the value of an MSR, from the
+/// host and from the guest.
 const WILD: u64 = 1 << 62;
 
 /// Tells if KVM refuses a guest's own writes of [`WILD`]. With QEMU's SVM these writes succeed without

@@ -38,13 +38,14 @@ enum Kernel {
     Panics,
 }
 
-/// The reactions of the kernel to the next filters, in order. The kernel accepts all filters after those.
+/// The reactions of the kernel to the next filters that are set, in order. The kernel accepts all later
+/// filters.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// The call tells the test that it was made, and then waits until the test tells it the
+    /// The call that sets the filter sends the test a message, and then waits until the test sends the
     /// reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }

@@ -13,7 +13,8 @@ use crate::gate::events::EventOptions;
 use crate::gate::{FirstAccess, GateOptions, Publication, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
-/// The first access of a kind comes to the gate and is logged. KVM handles the later ones without the gate.
+/// The first access to an MSR in one direction comes to the gate and is logged. KVM handles the later
+/// accesses of that kind without the gate.
 #[test]
 fn first_access_is_logged_once() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -128,7 +129,7 @@ fn log_all_logs_every_forwarded_access() {
 /// If there are more scattered first accesses than a filter has ranges, the filter is widened only
 /// for the accesses for which vCPUs wait. All of the accesses are let through in the end.
 #[test]
-fn scattered_first_accesses_are_all_let_through() {
+fn first_accesses_to_more_msrs_than_filter_has_ranges_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script: Vec<_> = (1..60)
@@ -242,8 +243,9 @@ fn answer_returns_no_error_while_filter_is_widened_for_other_accesses() {
     assert!(machine.first().exits >= touched as usize);
 }
 
-/// The filter is set before the vCPU's thread goes on, as by a publisher that takes its processor. The access that is
-/// refused again and again was refused by another filter each time, so the vCPU's patience does not end.
+/// Each filter is set while the vCPU's thread asks for it, as by a publisher that runs at once on the
+/// processor of that thread. The guest's access is denied again and again for six seconds, but each time by
+/// another filter. So `answer` does not report that the VM has another filter than the gate's.
 #[test]
 fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -264,9 +266,10 @@ fn answer_returns_no_error_if_filter_is_set_while_vcpu_asks_for_it() {
     }
 }
 
-/// The gate hands its publications to one thread of the VMM's, and starts none of its own.
+/// If the options say so, the gate hands the filters for first accesses to a thread of the VMM's, and starts
+/// no thread of its own.
 #[test]
-fn publication_that_vmm_sets_lets_first_access_through() {
+fn filter_set_by_thread_of_vmm_lets_first_access_through() {
     let (hand_over, handed_over) = channel();
     let options = GateOptions::new().publish_by(move |publication| {
         let _ = hand_over.send(publication);

@@ -19,7 +19,7 @@ const KEEPS: &str = "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
     IA32_LSTAR = { read = 'allow', write = 'pin' }";
 
 #[test]
-fn vcpu_reset_releases_pins_and_reloads_registers() {
+fn vcpu_reset_releases_pins_and_gives_emulated_registers_reset_values() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -60,9 +60,10 @@ fn vcpu_restore_in_other_vm_keeps_registers_and_pins() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
 }
 
-/// The first vCPU chooses the variant. A later vCPU that has another processor is an error.
+/// The first vCPU chooses the variant. Adding a later vCPU whose CPUID describes another processor is an
+/// error.
 #[test]
-fn first_vcpu_chooses_variant() {
+fn cpuid_of_first_vcpu_chooses_variant_of_program() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -114,7 +115,7 @@ fn first_vcpu_chooses_variant() {
 }
 
 #[test]
-fn install_refuses_every_access_before_variant_is_chosen() {
+fn filter_of_install_denies_every_access_before_variant_is_chosen() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -153,9 +154,9 @@ fn gate_new_rejects_missing_guest_memory_and_too_many_registers() {
     assert!(matches!(error, Err(GateError::Responder(_))), "{error:?}");
 }
 
-/// If a replacement is refused before it reaches the kernel, the old program stays in force.
+/// If `replace` refuses a program before it passes a filter to the kernel, the old program stays in force.
 #[test]
-fn replace_refused_before_kernel_is_asked_changes_nothing() {
+fn replace_refused_before_kernel_gets_filter_keeps_old_program() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -238,7 +239,7 @@ fn full_event_queue_drops_and_counts_events() {
     assert_eq!(events.drops(), drops);
 }
 
-/// The migration list has every register in all cases in which KVM may hold a value that the guest wrote
+/// The migration list leaves out no register in each case in which KVM may hold a value that the guest wrote
 /// under another program.
 #[test]
 fn migration_list_has_every_register_after_restore_and_before_variant_is_chosen() {
@@ -298,7 +299,7 @@ fn migration_list_omits_clock_msr_that_guest_cannot_access_until_replace() {
 }
 
 /// The tight migration list leaves out registers that change only by a write and that the guest cannot
-/// write. The captured values of the listed registers are back after they are restored.
+/// write. The registers in the list have their captured values again after `restore_registers`.
 #[test]
 fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
@@ -355,7 +356,7 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
 /// The tight migration list leaves out no register in two cases: if the guest may run guests, whose exits
 /// load the guest's registers, and in audit mode, which refuses no write.
 #[test]
-fn tight_migration_list_has_every_register_if_guest_may_nest_or_mode_is_audit() {
+fn tight_migration_list_has_every_register_if_guest_may_run_guests_or_in_audit_mode() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
     let list = |settings: &str, change: fn(&mut CpuidEntry)| {
         let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();
@@ -428,9 +429,9 @@ fn event_has_no_rip_if_kvm_was_not_asked_for_registers() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program
-/// sets its old state aside. The vCPU drops that state when the replacement has succeeded, because
-/// it takes as much memory as the vCPU's registers.
+/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program sets aside
+/// its state under the old program. The vCPU drops that state when the replacement has succeeded, because
+/// the state takes as much memory as the vCPU's registers.
 #[test]
 fn old_state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);

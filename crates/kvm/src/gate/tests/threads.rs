@@ -34,8 +34,8 @@ fn other() -> Program {
 }
 
 /// Two programs replace each other a thousand times while all vCPUs run. The vCPUs access MSRs for which the
-/// two programs have the same rule, and MSRs for which they have different rules. Each result is one that
-/// one of the programs gives.
+/// two programs have the same rule, and MSRs for which they have different rules. The result of each access
+/// is the result that one of the two programs gives.
 #[test]
 fn access_during_repeated_replace_is_answered_by_one_program() {
     let Some(mut machine) = Machine::new(one(), 4) else {
@@ -116,7 +116,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
 /// Programs that log first accesses replace each other. The filters that the publisher sets and the filters
 /// that the replacements set come into force in the right order.
 #[test]
-fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
+fn filters_of_replace_and_of_first_accesses_come_into_force_in_right_order() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
     let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
     let Some(mut machine) = Machine::new(traced(), 2) else {
@@ -148,10 +148,10 @@ fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
 }
 
 /// Programs that log first accesses replace each other without a pause. Each program starts with a
-/// filter that lets no first access through. The publisher widens the filter in between, and the
-/// vCPU makes progress.
+/// filter that lets no first access through. The publisher widens the filter between the replacements, and
+/// the vCPU makes progress.
 #[test]
-fn repeated_replace_keeps_no_vcpu_waiting() {
+fn vcpu_makes_progress_while_programs_that_log_first_accesses_replace_each_other() {
     let traced = |value: u32| {
         let entries = format!("0x10000 = {{ read = {{ value = {value} }}, write = 'deny' }}");
         policy("default = 'allow'\nlog = 'first'", &entries)

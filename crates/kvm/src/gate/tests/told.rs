@@ -1,4 +1,4 @@
-//! Tests of events if a guest causes a flood of them, or if the VMM does not read them.
+//! Tests of events when a guest causes a flood of events, or when the VMM does not read the events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -81,9 +81,9 @@ fn repeated_kills_are_limited_and_counted() {
 }
 
 /// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
-/// This count stays after the vCPU is gone.
+/// This count is kept after the vCPU's `VcpuGate` is dropped.
 #[test]
-fn drops_counts_held_back_events() {
+fn drops_counts_events_that_limit_held_back() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);
@@ -137,7 +137,7 @@ fn event_sink_gets_drops_at_end_and_at_most_once_a_second() {
     });
 }
 
-/// If vCPUs come and go and no reader exists, the memory does not grow.
+/// If vCPUs are added and dropped again and again and no reader exists, the gate's memory does not grow.
 #[test]
 fn dropped_vcpu_gates_leave_no_memory_behind() {
     let program = policy("default = 'deny'", "");
@@ -299,8 +299,8 @@ fn unanswered_handler_request_is_logged_at_reset_and_drop() {
     });
 }
 
-/// An access for which one program asked a handler is logged under that program. It does not change a
-/// register that the next program has at the same MSR.
+/// An access for which one program asked a handler is logged under that program. The access does not change
+/// a register that the next program has at the same MSR.
 #[test]
 fn unanswered_handler_request_does_not_change_register_of_next_program() {
     let old = policy(

@@ -1,4 +1,5 @@
-//! Tests of failures: system calls that fail, a gate that is dropped, a guest that hides its accesses.
+//! Tests of failures: system calls that fail, a gate that is dropped, and a guest that tries to hide its
+//! accesses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,7 +58,7 @@ impl VmPort for Failing {
     }
 }
 
-/// Makes a machine whose kernel accepts only the first filter.
+/// Makes a VM of the model, with a gate, whose kernel accepts only the first filter.
 fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     let vm = ModelVm::new();
     let guests = vec![ModelGuest::new(&vm.vm)];
@@ -95,7 +96,7 @@ fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
 }
 
 #[test]
-fn filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
+fn publisher_filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
     let (mut machine, left) = failing(Then::Refuse);
     let refused = AnswerError::Publish(CallErrno::Known(Errno::Efault));
     assert_eq!(end_of_wait(&mut machine), Some(refused));
@@ -114,7 +115,8 @@ fn answer_returns_error_after_publisher_panicked() {
     assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
 }
 
-/// A thread of the VMM's that is to set the filters has ended, and drops what it is handed.
+/// If the thread of the VMM's that is to set the filters has ended and drops a publication, an access that
+/// needs another filter is an error.
 #[test]
 fn answer_returns_error_after_publication_was_dropped() {
     let options = GateOptions::new().publish_by(drop);

@@ -212,7 +212,7 @@ fn error_faults(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(found))
 }
 
-/// Returns the guest's report if `op` raised #GP(0) at its own instruction.
+/// Returns the report that the guest has to write if `op` raises #GP(0) at its own instruction.
 fn fault_of(lab: &Lab, op: Op) -> Report {
     Report::Fault {
         operands: op.operands(),

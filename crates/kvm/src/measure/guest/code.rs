@@ -1,7 +1,8 @@
-//! The machine code of the built-in guest. It addresses all its data through RSI, so it runs at any address.
+//! The machine code of the built-in guest. The code addresses all its data through RSI, so it runs at any
+//! address.
 //!
-//! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; the CPU uses RSP
-//! when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
+//! RSI points at the current [slot](super::slot); RAX, RCX and RDX are the operands of the access; the CPU
+//! uses RSP when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
 //! instruction emulator runs it.
 
 /// The machine code, which is loaded at the start of the guest's code page.
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_code_jumps_reach_their_labels() {
+    fn jumps_in_code_of_built_in_guest_reach_their_labels() {
         for jump in [0x14, 0x18, 0x1c] {
             assert_eq!(target(jump), 0x21);
         }
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_code_entry_points_are_at_named_instructions() {
+    fn entry_points_in_code_of_built_in_guest_are_at_named_instructions() {
         for (entry, wanted) in [
             (START, &[0x48, 0x8b][..]),
             (READ, &[0x0f, 0x32]),

@@ -1,7 +1,7 @@
 //! Unsafe: gives memory to KVM, and reads the union in `struct kvm_run`.
 //!
-//! A VM with one vCPU in long mode. The host loads a script, runs the guest to its next stop, answers, and
-//! resumes it.
+//! A VM with one vCPU in long mode. The host loads a script, runs the guest to its next exit, answers that
+//! exit, and resumes the guest.
 #![expect(
     unsafe_code,
     reason = "KVM_SET_USER_MEMORY_REGION, and a union of the kernel's ABI"
@@ -86,7 +86,7 @@ impl Guest {
     /// Creates a VM with the guest in it.
     ///
     /// # Errors
-    /// Returns an error if the device cannot be opened any more, or if a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a system call fails.
     pub(crate) fn new(host: &HostCaps, apic: Apic) -> Result<Self, GuestError> {
         let kvm = host.open()?;
         let vm = host.create_vm()?;
@@ -106,7 +106,7 @@ impl Guest {
     /// Creates a vCPU in `vm` with a guest of its own.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub(crate) fn in_vm(
         vm: Arc<VmFd>,
         number: VcpuNumber,
@@ -132,11 +132,12 @@ impl Guest {
         })
     }
 
-    /// Loads a script and puts the guest at its start. A pending exit is completed first, and its result
-    /// is lost. A script of more than [`Self::LONGEST`] steps is cut at that length.
+    /// Loads a script and puts the guest at its start. If the vCPU has a pending exit, KVM completes that
+    /// exit first, and its result is lost. A script of more than [`Self::LONGEST`] steps is cut at that
+    /// length.
     ///
     /// # Errors
-    /// Returns an error if a call fails.
+    /// Returns an error if a system call fails.
     pub(crate) fn load(&mut self, script: &[Op]) -> Result<(), GuestError> {
         let script = &script[..script.len().min(Self::LONGEST)];
         self.script = script.to_vec();
@@ -160,7 +161,7 @@ impl Guest {
     /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the guest runs for longer than a script may.
+    /// Returns an error if a system call fails, or if the guest runs for longer than a script may.
     pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
         let watchdog = self.watch()?;
         self.resume_under(&watchdog)
@@ -178,7 +179,7 @@ impl Guest {
     /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the time of `watchdog` is over.
+    /// Returns an error if a system call fails, or if the time of `watchdog` is over.
     pub(super) fn resume_under(&mut self, watchdog: &Watchdog) -> Result<Stop, GuestError> {
         loop {
             match self.vcpu.run() {
@@ -250,7 +251,7 @@ impl Guest {
     /// Reads the vCPU's general registers.
     ///
     /// # Errors
-    /// Returns an error if the call fails.
+    /// Returns an error if the ioctl fails.
     pub(crate) fn registers(&self) -> Result<kvm_regs, GuestError> {
         self.vcpu.get_regs().map_err(called("KVM_GET_REGS"))
     }
@@ -258,7 +259,7 @@ impl Guest {
     /// Sets the vCPU's general registers.
     ///
     /// # Errors
-    /// Returns an error if the call fails.
+    /// Returns an error if the ioctl fails.
     pub(crate) fn set_registers(&self, registers: &kvm_regs) -> Result<(), GuestError> {
         self.vcpu
             .set_regs(registers)
@@ -284,7 +285,8 @@ impl Guest {
         StepAt::new(number, access)
     }
 
-    /// Marks the system registers as changed, so that loading the next script sets them again.
+    /// Marks the vCPU's system registers as changed, so that the next call of [`Self::load`] sets them
+    /// again.
     pub(crate) const fn spoil(&mut self) {
         self.health = Health::Spoiled;
     }

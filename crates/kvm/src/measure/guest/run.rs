@@ -173,8 +173,8 @@ impl Guest {
     /// Runs a script of any length, in parts of [`Self::LONGEST`] steps.
     ///
     /// # Errors
-    /// Returns an error if the guest does something that no MSR access can cause, or if a call fails. The
-    /// message counts steps from the start of their part.
+    /// Returns an error if the guest does something that no MSR access can cause, or if a system call fails.
+    /// The message counts steps from the start of their part.
     pub(crate) fn run(&mut self, script: &[(Op, StepReply)]) -> Result<Vec<Observed>, GuestError> {
         let mut observed = Vec::with_capacity(script.len());
         for part in script.chunks(Self::LONGEST) {
@@ -272,10 +272,10 @@ impl Guest {
     }
 }
 
-/// Returns the outcome of an `op` that raised no #GP. `after` has the registers that it left.
+/// Returns the outcome of an `op` that raised no #GP. `after` has the values of the registers after `op`.
 ///
 /// # Errors
-/// Returns [`GuestError::Registers`] if `op` cannot have left these registers.
+/// Returns [`GuestError::Registers`] if the registers cannot have these values after `op`.
 pub(crate) fn went_through(
     step: StepAt,
     op: Op,

@@ -21,14 +21,15 @@ use crate::errno::CallErrno;
 /// nothing: the signal only has to interrupt the system call.
 const SIGNAL: c_int = 7;
 
-/// The interval at which the timer repeats the signal. The first signal may arrive just before the system
-/// call that it has to interrupt.
+/// The interval at which the timer repeats the signal. One signal is not enough, because it may arrive just
+/// before the system call that it has to interrupt.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// A running timer, which stops when it is dropped.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    /// The time at which the guest's time is over; `None` if that is beyond the clock's range.
+    /// The time at which the guest has run for as long as it may; `None` if that time is beyond the clock's
+    /// range.
     end: Option<Instant>,
 }
 

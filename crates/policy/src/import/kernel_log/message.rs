@@ -7,25 +7,31 @@ use crate::import::hexadecimal;
 /// The wording of a message, which differs by kernel and by the part of KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wording {
-    /// `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x391 data 0x1`.
+    /// A message that KVM refused the access: `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x391
+    /// data 0x1`.
     Refused,
-    /// `ignored rdmsr: 0x1c9 data 0x0`.
+    /// A message that KVM ignored the access: `ignored rdmsr: 0x1c9 data 0x0`.
     Ignored,
-    /// `Unhandled WRMSR(0x186) = 0x130079`, `Unhandled RDMSR(0x40000021)`.
+    /// A message in the form of a function call: `Unhandled WRMSR(0x186) = 0x130079`, `Unhandled
+    /// RDMSR(0x40000021)`.
     Call,
-    /// `disabled perfctr wrmsr: 0x186 data 0x1`, `unimplemented perfctr wrmsr: …`.
+    /// A message about a performance counter: `disabled perfctr wrmsr: 0x186 data 0x1`,
+    /// `unimplemented perfctr wrmsr: …`.
     Perfctr,
-    /// `Hyper-V uhandled wrmsr: 0x40000004 data 0x94`, and other spellings.
+    /// A message of KVM's Hyper-V emulation: `Hyper-V uhandled wrmsr: 0x40000004 data 0x94`, and
+    /// other spellings.
     HyperV,
-    /// `unimplemented wrmsr: 0xc0010115 data 0x0`, `unimplemented HWCR wrmsr: 0x80`.
+    /// A message about a write that KVM does not implement: `unimplemented wrmsr: 0xc0010115 data
+    /// 0x0`, `unimplemented HWCR wrmsr: 0x80`.
     Unimplemented,
-    /// `MSR_IA32_DEBUGCTLMSR 0x1, nop`.
+    /// A message that a write has no effect: `MSR_IA32_DEBUGCTLMSR 0x1, nop`.
     NoEffect,
-    /// `unchecked MSR access error: WRMSR to 0x48 (tried to write 0x4)`, from a guest's kernel.
+    /// A message of a guest's own kernel: `unchecked MSR access error: WRMSR to 0x48 (tried to
+    /// write 0x4)`.
     Guest,
 }
 
-/// A message.
+/// A message of a kernel about an access of an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) index: MsrIndex,
@@ -52,7 +58,7 @@ const NAMES: [(&str, u32); 7] = [
 /// The words before a message of a guest's kernel, in small letters.
 pub(super) const OF_GUEST: &str = "unchecked msr access error:";
 
-/// Returns true if a message of KVM, or its beginning, may be in this text of small letters.
+/// Returns true if a text of small letters may contain a message of KVM, or the beginning of one.
 pub(super) fn is_of_kvm(text: &str) -> bool {
     text.contains("kvm") || text.contains("vcpu")
 }
@@ -179,7 +185,8 @@ fn wording(before: &str, is_call: bool) -> Option<Wording> {
     found.map(|(_, wording)| wording)
 }
 
-/// Parses an index that no letter follows directly, so that no digit of it is missing.
+/// Parses the index of an MSR. No letter may follow the index directly, so that no digit of it is
+/// missing.
 fn index(text: &str) -> Option<(MsrIndex, &str)> {
     let (index, rest) = hexadecimal(text)?;
     let is_cut = rest.starts_with(|next: char| next.is_ascii_alphanumeric());

@@ -21,30 +21,31 @@ pub(super) enum Got {
     /// KVM does not know the register, and answered for `ignore_msrs=1` (S10.1): the guest read 0, or
     /// its write had no effect.
     Answered,
-    /// KVM knows the register, and its write succeeded without effect.
+    /// KVM knows the register, and the guest's write succeeded without effect.
     Dropped,
-    /// KVM knows the register, and its write succeeded. KVM took bits out of the value; the message
-    /// does not tell if bits are left that had an effect.
+    /// KVM knows the register, and the guest's write succeeded. KVM cleared bits of the written
+    /// value; the message does not tell if bits are left that had an effect.
     Cut,
     /// The message does not tell whether the guest got #GP.
     Unknown,
 }
 
 impl Got {
-    /// The number of results.
+    /// The number of variants of [`Got`].
     pub(super) const COUNT: usize = 6;
 }
 
-/// A row: the accesses that match all of its fields have this result.
+/// A row of the table of results: accesses that match the other fields have the result `got`.
 struct Row {
     wording: Wording,
-    /// The direction. `None`: both.
+    /// The direction of the accesses. `None`: both directions.
     access: Option<Access>,
     msrs: RangeInclusive<u32>,
-    /// The bits that the written value may have.
+    /// The bits that may be set in the written value.
     bits: u64,
     got: Got,
-    /// The kernels that print the message, the file, and what the function returns.
+    /// The origin of the row: the kernels that print the message, a file of their source, and the
+    /// reason for the result.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "the origin of the row, for readers")
@@ -54,8 +55,9 @@ struct Row {
 
 const ALL: RangeInclusive<u32> = 0..=u32::MAX;
 const ANY: u64 = u64::MAX;
-/// The bits LBR and BTF of `IA32_DEBUGCTL`.
+/// The bit LBR of the register `IA32_DEBUGCTL`.
 const LBR: u64 = 0b01;
+/// The bit BTF of the register `IA32_DEBUGCTL`.
 const BTF: u64 = 0b10;
 
 const fn row(
@@ -76,7 +78,8 @@ const fn row(
     }
 }
 
-/// The rows. The first row that matches decides; if none does, the result is [`Got::Unknown`].
+/// The table of results. The first row that matches an access decides; if no row matches, the
+/// result is [`Got::Unknown`].
 #[rustfmt::skip]
 static ROWS: [Row; 27] = {
     use Got::{Answered, Cut, Dropped, Fault, FaultOfValue};
@@ -129,10 +132,10 @@ pub(super) fn got(message: &Message) -> Got {
 mod tests {
     use super::*;
 
-    /// Every row names kernels and a file, and no row stands behind a row that matches all that it
-    /// matches.
+    /// Every row names a source file of the kernel, and no earlier row matches all accesses that a
+    /// row matches.
     #[test]
-    fn rows_have_sources_and_none_is_hidden_by_an_earlier_row() {
+    fn rows_of_results_have_sources_and_no_row_is_hidden_by_an_earlier_row() {
         for (place, row) in ROWS.iter().enumerate() {
             assert!(row.source.contains(".c"), "{}", row.source);
             let hides = |earlier: &&Row| {

@@ -76,7 +76,8 @@ fn is_beginning(text: &str) -> bool {
     is_of_kvm(text) || text.contains(OF_GUEST)
 }
 
-/// Returns true if a line may continue the line before: it has text, and no head of its own.
+/// Returns true if a line may continue the message of the line before: it has text, but no time, no
+/// name of a log's writer, and no beginning of a message.
 fn continues(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('[') && !text.contains("kernel:") && !is_beginning(text)
 }
@@ -91,7 +92,8 @@ fn plain(line: &str) -> String {
     text.trim().to_ascii_lowercase()
 }
 
-/// Returns the text of `MESSAGE`: a string, or an array of bytes if it is not UTF-8.
+/// Returns the text in the field `MESSAGE` of a journal's record: a string, or an array of bytes if
+/// it is not UTF-8.
 fn content(message: &Value) -> Cow<'static, str> {
     let bytes = |bytes: &Vec<Value>| {
         let bytes = bytes.iter().filter_map(Value::as_u64);

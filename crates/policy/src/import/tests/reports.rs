@@ -1,4 +1,5 @@
-//! Tests of files that people have in hand: each stands for a kind, with the right value.
+//! Tests of the import of files as users really have them: each stands for a kind of files, and
+//! must give the right entries.
 
 mod firecracker;
 
@@ -80,9 +81,10 @@ fn import_of_log_leaves_writes_that_kvm_drops_to_kvm() {
     );
 }
 
-/// KVM for AMD takes BTF out of a value, and keeps LBR, which has an effect.
+/// KVM for AMD clears the bit BTF of a written value, and may keep the bit LBR, which has an
+/// effect.
 #[test]
-fn import_of_log_does_not_call_write_dropped_if_a_bit_of_it_may_stay() {
+fn import_of_log_does_not_call_write_dropped_if_kvm_may_keep_one_of_its_bits() {
     for (value, comment) in [
         ("0x1", "wrmsr once (KVM drops it)"),
         ("0x2", "wrmsr once (KVM drops it)"),
@@ -98,7 +100,8 @@ fn import_of_log_does_not_call_write_dropped_if_a_bit_of_it_may_stay() {
     }
 }
 
-/// A line about an MSR that msrgate cannot read is named, alone or among others.
+/// A line about an MSR that msrgate cannot read gets a remark, whether or not the log has other
+/// lines.
 #[test]
 fn import_of_log_names_line_without_colon_and_no_line_of_call_trace() {
     let known = "[1.0] kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n";
@@ -124,7 +127,7 @@ fn import_of_log_names_line_without_colon_and_no_line_of_call_trace() {
     }
 }
 
-/// KVM knows such a register, and takes other values.
+/// If KVM refused a write for its value, KVM knows the register, and may take other values.
 #[test]
 fn import_of_log_with_refused_value_leaves_register_to_kvm_with_remark() {
     let of_value = "the guest got #GP for this value";
@@ -221,7 +224,7 @@ fn import_of_log_counts_repeated_and_names_suppressed_messages() {
 }
 
 #[test]
-fn import_of_journal_records_is_import_of_their_messages() {
+fn import_of_journal_records_is_same_as_import_of_their_messages() {
     let answered = [Some(Action::Value(0)), None];
     let wanted = [(0x35, answered.clone()), (0x1ad, answered)];
     assert_eq!(entries_of(file!("log-journal-json.txt")), wanted);
@@ -235,7 +238,8 @@ fn import_of_journal_records_is_import_of_their_messages() {
     assert_eq!(entries_of(pretty), [(0x611, READ_REFUSED)]);
 }
 
-/// The VMM reads and writes before a vCPU runs and while it resets it, and the guest does not.
+/// Accesses at the reset vector are the VMM's, before a vCPU runs or while the VMM resets it. The
+/// guest does not make them.
 #[test]
 fn import_of_log_skips_accesses_at_reset_vector_with_remark() {
     let log = b"kvm [1]: vcpu0, guest rIP: 0xfff0 ignored wrmsr: 0x1ad data 0x1\n\
@@ -255,9 +259,9 @@ fn import_of_log_skips_accesses_at_reset_vector_with_remark() {
     );
 }
 
-/// Windows writes logs in UTF-16, and puts a mark before UTF-8.
+/// Programs on Windows write logs in UTF-16, or put a byte order mark before UTF-8.
 #[test]
-fn import_of_text_in_utf_16_names_encoding() {
+fn import_error_for_text_in_utf_16_names_that_encoding() {
     let text = "kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
     let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
@@ -276,9 +280,9 @@ fn import_of_text_in_utf_16_names_encoding() {
     assert_eq!(entries_of(&marked), [(0x611, READ_REFUSED)]);
 }
 
-/// A line that has an entry is no part that could not be imported.
+/// A remark on a line that became an entry does not count as a part that could not be imported.
 #[test]
-fn policy_counts_notes_apart_from_parts_that_were_left_out() {
+fn head_of_imported_policy_counts_remarks_apart_from_parts_that_were_left_out() {
     let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n\
         kvm [1]: vcpu0, guest rIP: 0x1000 Unhandled WRMSR(0x48) = 0x4\n";
     let list = b"0x10 0x0 # A\n0x10 0x0 # A\n";
@@ -291,9 +295,9 @@ fn policy_counts_notes_apart_from_parts_that_were_left_out() {
     }
 }
 
-/// The guest got #GP, and survived it.
+/// A message of a guest's own kernel tells that the guest got #GP for an access, and went on.
 #[test]
-fn import_of_guests_log_refuses_reads_and_leaves_writes_of_refused_values() {
+fn import_of_log_of_guests_kernel_refuses_reads_and_leaves_refused_writes_to_kvm() {
     let guests = file!("log-of-the-guest.txt");
     let wanted = [(0x1ad, READ_REFUSED), (0xc001_001f, WRITE_LEFT)];
     assert_eq!(entries_of(guests), wanted);
@@ -316,7 +320,7 @@ fn import_of_guests_log_refuses_reads_and_leaves_writes_of_refused_values() {
     );
 }
 
-/// Two columns of numbers may be values.
+/// In a file of two columns of numbers, the second column may be masks, or values of registers.
 #[test]
 fn import_of_two_bare_columns_asks_for_format() {
     let list = file!("list-of-writes-taken-for-allowlist.txt");
@@ -358,7 +362,7 @@ fn import_of_allowlist_that_is_commented_out_says_that_it_allows_nothing() {
 }
 
 #[test]
-fn import_of_template_for_aarch64_names_it() {
+fn import_error_for_template_for_aarch64_names_aarch64() {
     for template in [
         &file!("template-aarch64.json")[..],
         br#"{"reg_modifiers":[{"addr":"0x603000000013c020","bitmap":"0b1"}]}"#,
@@ -378,9 +382,10 @@ fn import_of_template_for_aarch64_names_it() {
     );
 }
 
-/// The remark stands for the bits; the policy decides as KVM does with the filter.
+/// Bits of a filter that KVM never uses get a remark, and the imported policy decides as KVM does
+/// with that filter.
 #[test]
-fn import_of_filter_names_bits_that_decide_nothing() {
+fn import_of_filter_has_remark_on_bits_that_kvm_never_uses() {
     let x2apic = file!("filter-x2apic.abi");
     assert!(entries_of(x2apic).is_empty());
     let remarks = remarks_of(x2apic);
@@ -410,9 +415,10 @@ fn import_of_struct_with_addresses_says_that_bitmaps_are_missing() {
     );
 }
 
-/// Everything that `compile` writes can be imported, without a remark, and decides alike.
+/// The output of `compile` for each shipped policy can be imported without a remark about its
+/// ranges, and the imported policy has the same filter.
 #[test]
-fn import_of_compiled_shipped_policies_has_no_remark_of_ranges() {
+fn import_of_compiled_shipped_policies_has_no_remark_about_ranges() {
     use crate::source::Source;
     use crate::{NoIncludes, compile, emit, parse};
     for (name, text) in [
@@ -455,7 +461,7 @@ fn import_of_compiled_shipped_policies_has_no_remark_of_ranges() {
     }
 }
 
-/// A caller of 32 bits has a struct of 260 bytes.
+/// The struct that a 32-bit process passes to the ioctl has 260 bytes.
 #[test]
 fn import_reads_struct_of_32_bit_caller() {
     let mut bytes = vec![0u8; 260];

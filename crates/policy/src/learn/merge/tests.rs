@@ -34,7 +34,7 @@ fn actions_of(compiled: &Compiled, index: u32) -> [Action; 2] {
 }
 
 #[test]
-fn learnt_policy_allows_what_was_seen_and_says_who_came_first() {
+fn learnt_policy_allows_accesses_of_run_and_names_vcpu_and_time_of_first_access() {
     let learnt = from(
         EMPTY,
         &[
@@ -55,7 +55,7 @@ fn learnt_policy_allows_what_was_seen_and_says_who_came_first() {
 }
 
 #[test]
-fn entry_of_the_author_that_refuses_is_kept_and_listed() {
+fn learn_keeps_and_lists_entries_of_author_that_refuse_accesses_of_guest() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n# Ours.\n\"0x600..=0x6df\" = \"none\" # power\nIA32_PAT = \"r\"\n";
     let learnt = from(
         text,
@@ -73,7 +73,7 @@ fn entry_of_the_author_that_refuses_is_kept_and_listed() {
 }
 
 #[test]
-fn learnt_entry_takes_the_other_direction_in_a_later_run() {
+fn learnt_entry_that_allows_reads_also_allows_writes_after_later_run_with_writes() {
     let first = from(EMPTY, &[seen(0x277, Access::Read).with_first(at(5))]);
     let second = from(&first.text, &[seen(0x277, Access::Write).with_first(at(7))]);
     assert_eq!(actions(&first.text, 0x277), [Action::Allow, Action::Deny]);
@@ -87,7 +87,7 @@ fn learnt_entry_takes_the_other_direction_in_a_later_run() {
 }
 
 #[test]
-fn direction_allowed_by_wider_entry_stays_allowed() {
+fn learnt_entry_that_allows_writes_keeps_reads_allowed_by_wider_entry() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n\"0x200..=0x2ff\" = { read = \"allow\", write = \"inherit\" }\n";
     let learnt = from(text, &[seen(0x277, Access::Write)]);
     assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
@@ -109,7 +109,7 @@ fn learnt_entry_avoids_key_that_author_uses() {
 }
 
 #[test]
-fn unknown_msr_is_allowed_after_run_on_host_that_knows_it() {
+fn learnt_entry_for_msr_unknown_to_kvm_allows_it_after_run_on_host_whose_kvm_knows_it() {
     let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
     let first = from(EMPTY, std::slice::from_ref(&unknown));
     assert_eq!(actions(&first.text, 0x1c9), [Action::Deny, Action::Deny]);
@@ -121,7 +121,7 @@ fn unknown_msr_is_allowed_after_run_on_host_that_knows_it() {
 }
 
 #[test]
-fn policy_that_allows_by_default_gains_no_entry() {
+fn learn_adds_no_entry_to_policy_with_default_allow() {
     let learnt = from(
         "policy = 1\ndefault = \"allow\"\n",
         &[seen(0x10, Access::Read)],
@@ -129,9 +129,10 @@ fn policy_that_allows_by_default_gains_no_entry() {
     assert_eq!((learnt.added, learnt.runs_without_news), (Vec::new(), 1));
 }
 
-/// An author may begin a `why` with the mark by chance, or add words to a learnt one.
+/// An author may begin a `why` with `learnt: ` by chance, or add words to the `why` of a learnt
+/// entry.
 #[test]
-fn why_that_learning_does_not_write_makes_entry_its_authors() {
+fn learn_does_not_change_entry_whose_why_has_words_that_learning_never_writes() {
     for why in [
         "learnt: the hard way, never allow",
         "learnt: first read by mistake",
@@ -148,7 +149,7 @@ fn why_that_learning_does_not_write_makes_entry_its_authors() {
 }
 
 #[test]
-fn each_why_that_learning_writes_is_recognised() {
+fn every_why_that_learning_writes_marks_entry_as_learnt() {
     let firsts = [
         First::default(),
         at(5),
@@ -202,7 +203,7 @@ fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
 
 const AUTHORS: &str = "# Ours.\npolicy = 1\ndefault = \"deny\"\n\n[msrs]\n\"0x200..=0x204\" = \"none\"\n\"0x205..=0x208\" = { read = \"allow\", write = \"inherit\" } # MTRRs\n\"0x206\" = { read = \"inherit\", write = \"deny\", final = true }\n";
 
-/// Returns the decisions of a policy on all MSRs of [`sightings`].
+/// Returns the actions that a policy gives to reads and writes of all MSRs of [`sightings`].
 fn decisions(text: &str) -> Vec<[Action; 2]> {
     let compiled = compiled(text);
     let indices = (0..0x20)
@@ -214,7 +215,7 @@ fn decisions(text: &str) -> Vec<[Action; 2]> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn order_of_runs_does_not_change_the_decisions(
+    fn order_of_learnt_runs_does_not_change_decisions_of_policy(
         one in sightings(), other in sightings(), third in sightings(), is_empty in any::<bool>(),
     ) {
         let text = if is_empty { EMPTY } else { AUTHORS };
@@ -263,7 +264,7 @@ fn accept_keeps_final_entry_that_is_named() {
 }
 
 #[test]
-fn access_without_free_key_is_listed_and_not_counted_as_added() {
+fn access_of_msr_whose_keys_are_all_used_is_listed_as_kept_and_not_as_added() {
     let keys: Vec<_> = entry::keys(MsrIndex::new(0x606)).collect();
     let entries: String = keys
         .iter()
@@ -278,7 +279,7 @@ fn access_without_free_key_is_listed_and_not_counted_as_added() {
 }
 
 #[test]
-fn access_that_kvm_refused_for_its_value_stands_apart_and_is_allowed() {
+fn write_that_kvm_refused_for_its_value_is_allowed_below_comment_of_its_own() {
     let invalid = Sighting::new(MsrIndex::new(0x1a0), Access::Write, Fate::Refused);
     let learnt = from(EMPTY, &[seen(0x277, Access::Write), invalid]);
     assert!(learnt.text.contains(INVALID), "{}", learnt.text);
@@ -286,7 +287,7 @@ fn access_that_kvm_refused_for_its_value_stands_apart_and_is_allowed() {
 }
 
 #[test]
-fn notes_stand_once_in_the_head() {
+fn notes_of_two_runs_stand_once_in_comments_at_head_of_policy() {
     let source = |text: &str| Source::new("guest.toml", text);
     let notes = Notes {
         missing: vec!["NOT ALL: 9 events.".to_owned()],
@@ -311,7 +312,7 @@ fn notes_stand_once_in_the_head() {
 }
 
 #[test]
-fn final_entry_that_inherits_is_not_loosened() {
+fn learn_and_accept_do_not_loosen_final_entry_that_inherits() {
     for entry in [
         "0x606 = { read = \"inherit\", write = \"deny\", final = true }",
         "\"0x600..=0x60f\" = { read = \"inherit\", write = \"deny\", final = true }",
@@ -330,7 +331,7 @@ fn final_entry_that_inherits_is_not_loosened() {
 }
 
 #[test]
-fn accept_lists_what_only_a_person_can_change_and_allows_the_rest() {
+fn accept_lists_accesses_that_only_a_person_can_allow_and_allows_the_others() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = \"none\"\nIA32_LSTAR = { read = \"allow\", write = \"pin\" }\n\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_STAR = \"none\"\n";
     let all = [
         seen(0xc000_0080, Access::Read),
@@ -350,7 +351,7 @@ fn accept_lists_what_only_a_person_can_change_and_allows_the_rest() {
 }
 
 #[test]
-fn schema_stays_the_first_line() {
+fn comment_with_schema_stays_first_line_of_learnt_policy() {
     let text = format!("#:schema policy.schema.json\n{EMPTY}");
     let notes = Notes {
         missing: vec!["NOT ALL: 9 events.".to_owned()],

@@ -120,7 +120,7 @@ fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
 }
 
 #[test]
-fn final_entry_refuses_override_of_range_only_where_it_loosens() {
+fn final_entry_refuses_override_of_range_only_at_msrs_where_override_is_looser() {
     let org = (
         "org.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = { read = 'deny', write = 'deny', final = true }\n0x611 = { read = 'kill', write = 'deny' }\n",
@@ -154,7 +154,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
 /// If a final override replaces a final entry, a further override must not be looser than either
 /// final entry.
 #[test]
-fn final_override_does_not_lift_replaced_final_entry() {
+fn override_that_is_final_does_not_end_limit_of_final_entry_that_it_replaces() {
     let mid = |says: &str| {
         let text = format!(
             "policy = 1\ninclude = ['org.toml']\n[msrs]\n0x611 = {{ {says}, override = true, final = true }}\n"
@@ -183,7 +183,7 @@ fn final_override_does_not_lift_replaced_final_entry() {
 }
 
 #[test]
-fn final_entries_of_two_includes_both_hold() {
+fn policy_must_not_loosen_final_entry_of_either_of_two_includes() {
     let other = (
         "other.toml",
         "policy = 1\n[msrs]\n'0x610..=0x61f' = { read = 'kill', write = 'allow', final = true }\n",

@@ -203,7 +203,7 @@ fn includes_share_limit_of_bytes() {
 }
 
 #[test]
-fn included_texts_are_distinguished_by_identity() {
+fn included_texts_of_same_name_are_distinguished_by_identity() {
     let file = |path: &str| {
         let (name, identity, entry) = match path {
             "a" => ("\u{fffd}.toml", b"\xff.toml".as_slice(), "0x10 = \"r\""),

@@ -42,8 +42,8 @@ impl Tables {
         self.head.to_owned() + &tables.collect::<String>()
     }
 
-    /// Pastes each line once. Lines that replace lines of the policy come first, while the line
-    /// numbers are still right.
+    /// Pastes each line of the remedies once. Lines that replace lines of the policy come first,
+    /// while the line numbers are still right.
     fn paste_all(&mut self, lines: &[remedy::Line]) {
         let mut seen = BTreeSet::new();
         let mut lines: Vec<_> = lines
@@ -112,7 +112,8 @@ const STRICT: [[&str; 6]; 2] = [
     ],
 ];
 
-/// Generates a text. Each entry ends with one of `words`, such as `, final = true`.
+/// Generates the entries of a policy's text. Each entry ends with one of `words`, such as `, final
+/// = true`.
 fn tables(
     head: &'static str,
     [reads, writes]: [[&'static str; 6]; 2],

@@ -1,5 +1,5 @@
-//! Names without the decorations of code bases: `X86X_MSR_TSC`, `MSR_K8_LSTAR` and `IA32_KERNEL_GSBASE`
-//! are other code's words for `TSC`, `LSTAR` and `KERNEL_GS_BASE`.
+//! Names without the decorations of code bases: `X86X_MSR_TSC`, `MSR_K8_LSTAR` and `IA32_KERNEL_GSBASE` are the names
+//! that other code bases use for `TSC`, `LSTAR` and `KERNEL_GS_BASE`.
 
 use std::sync::LazyLock;
 
@@ -24,7 +24,7 @@ const DECORATIONS: [&[u8]; 12] = [
     b"K8_",
 ];
 
-/// The stem of each name, and the place of its register, sorted by stem.
+/// The stem of each name, and the row of its register in the table of registers, sorted by stem.
 static STEMS: LazyLock<Vec<(Vec<u8>, u16)>> = LazyLock::new(|| {
     let stems = BY_NAME.iter().map(|place| (stem(name_at(*place)), place.0));
     let mut stems: Vec<_> = stems.collect();

@@ -12,24 +12,24 @@ use crate::selector::index_readings;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Found {
-    /// The text is a group.
+    /// The text is the name of a group.
     Group(&'static Group),
     /// The text is an index. Digits alone may be decimal or hexadecimal: these are all readings of
     /// the text, the likeliest first. The register table may have no name for an index.
     Indices(Vec<MsrIndex>),
-    /// Registers with this name, then registers whose names or summaries contain all words of the
-    /// text, best first.
+    /// Registers whose name is the text, then registers whose names or summaries contain all words
+    /// of the text, best first.
     Registers {
-        /// The registers.
+        /// The registers that match the text, best match first.
         registers: Vec<&'static Register>,
         /// The number of registers at the beginning that have exactly this name. It is above one if
         /// code bases use the name for several registers.
         exact: usize,
     },
-    /// No register has the name. These have it without the decorations of code bases, such as
-    /// `X86X_MSR_`, sorted by index.
+    /// No register has the name, but these registers have it if the parts that code bases add, such
+    /// as `X86X_MSR_`, are left out. They are sorted by index.
     Alike(Vec<&'static Register>),
-    /// Nothing. The list has similar names, closest first, and may be empty.
+    /// No register matches the text. The list has similar names, closest first, and may be empty.
     Nothing(Vec<&'static str>),
 }
 

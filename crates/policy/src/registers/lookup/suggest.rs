@@ -14,8 +14,8 @@ use super::{key, name_at};
 /// The maximum number of names suggested.
 const SUGGESTIONS: usize = 3;
 
-/// The maximum number of edits between a name and a suggestion. A fifth of the name's length is a
-/// second limit.
+/// The maximum number of edits between a name and a suggestion. The number of edits is also at most
+/// a fifth of the name's length.
 const FARTHEST: usize = 4;
 
 /// The maximum number of names to which the edit distance of one misspelt name is measured. No
@@ -53,8 +53,9 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     keys.map(Shape::of).collect()
 });
 
-/// Returns names close to `name`: those of registers that other code bases decorate like this, or
-/// else by edit distance, closest first, one for each register.
+/// Returns names close to `name`, one for each register: first the names that are equal if the
+/// parts that code bases add are left out. If there are none, the names with the smallest edit
+/// distance, closest first.
 pub(super) fn close_to(name: &str) -> Vec<&'static str> {
     let alike = alike(name).into_iter().take(SUGGESTIONS);
     let mut found: Vec<_> = alike.map(|register| register.name).collect();

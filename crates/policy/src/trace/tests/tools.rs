@@ -163,7 +163,7 @@ fn task(line: &str) -> Option<(String, Option<u32>, Option<u64>)> {
 }
 
 #[test]
-fn task_is_read_from_output_of_each_tool() {
+fn task_of_access_is_read_from_trace_lines_of_each_tool() {
     let name = "CPU 0/KVM-16856";
     let access = "msr_read 611 = 0x0\n";
     for (head, process) in [
@@ -216,7 +216,7 @@ fn task_is_read_from_output_of_each_tool() {
 }
 
 #[test]
-fn task_is_found_by_name_number_or_both() {
+fn task_of_trace_line_is_found_by_its_name_its_number_or_both() {
     let task = Task {
         name: Some(b"CPU 0/KVM"),
         thread: Some(16856),
@@ -232,7 +232,7 @@ fn task_is_found_by_name_number_or_both() {
 }
 
 #[test]
-fn several_vms_are_found_by_processes_and_by_threads_of_one_vcpu() {
+fn trace_of_several_vms_is_found_by_processes_or_by_threads_with_name_of_one_vcpu() {
     let vms = |tasks: &[(Option<&str>, u32, Option<u32>)]| {
         let mut all = Tasks::default();
         for (name, thread, process) in tasks {

@@ -114,7 +114,7 @@ impl Space {
 }
 
 #[test]
-fn fewest_windows_are_as_many_as_ranges_of_shortest_possible_filter() {
+fn packer_takes_as_few_windows_as_shortest_possible_filter_has_ranges() {
     let small = [(1, 1), (4, 1), (6, 2), (7, 3)];
     let compared = small.map(|(msrs, length)| Space { msrs, length }.compare());
     assert_eq!(compared, [4, 256, 4096, 16_384]);

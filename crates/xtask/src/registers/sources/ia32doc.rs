@@ -6,8 +6,7 @@ use saphyr::{LoadableYamlNode, Yaml};
 
 use super::{Field, Mention, Rank, Source, sentence};
 
-/// The highest bit that a physical address can have. It takes the place of `MAXPHYADDR-1` in ia32-doc's
-/// list.
+/// The highest bit that a physical address can have. This number replaces `MAXPHYADDR-1` in ia32-doc's list.
 const PHYSICAL_ADDRESS_TOP: u8 = 51;
 
 pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {

@@ -3,10 +3,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// Only the owner can read a new file, because the file may hold values and RIP. An existing file keeps its
-/// mode.
+/// Only the owner can read a new file, because the file may hold values and RIP. A log file that exists
+/// already keeps its mode.
 #[test]
-fn append_creates_file_for_owner_only_and_keeps_old_mode() {
+fn append_creates_log_file_for_owner_only_and_keeps_mode_of_existing_file() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
     fs::write(&old, "").unwrap();
@@ -18,18 +18,20 @@ fn append_creates_file_for_owner_only_and_keeps_old_mode() {
     assert_eq!((mode(&old), mode(&new)), (0o640, 0o600));
 }
 
-/// A relative path keeps naming the same file after a daemon has changed its directory.
+/// A log file with a relative path stays the same file after a daemon has changed its directory: the path is
+/// made absolute at once.
 #[test]
-fn append_resolves_relative_path_at_once() {
+fn log_file_append_makes_relative_path_absolute_at_once() {
     let folder = tempfile::tempdir_in(".").unwrap();
     let relative = Path::new(folder.path().file_name().unwrap()).join("events");
     let file = LogFile::append(&relative).unwrap();
     assert_eq!(file.path, std::env::current_dir().unwrap().join(relative));
 }
 
-/// A line that a kill has cut stays a broken line of its own: no later line is joined to it.
+/// A line that was cut when SIGKILL ended its writer stays a broken line of its own: no later line is joined
+/// to it.
 #[test]
-fn line_cut_by_kill_is_ended_by_next_append() {
+fn log_line_cut_by_kill_is_ended_by_next_append() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
     for (before, after) in [
@@ -43,10 +45,10 @@ fn line_cut_by_kill_is_ended_by_next_append() {
     }
 }
 
-/// After logrotate has renamed the file, a request makes the next line open the file that is at the path by
-/// then.
+/// After logrotate has renamed the file, a request of the `Reopener` makes the next line open the file that
+/// the path now names.
 #[test]
-fn request_reopens_file_at_next_line() {
+fn reopener_request_reopens_log_file_at_next_line() {
     let folder = tempfile::tempdir().unwrap();
     let (path, aside) = (folder.path().join("events"), folder.path().join("events.1"));
     let mut file = LogFile::append(&path).unwrap();
@@ -68,7 +70,7 @@ fn request_reopens_file_at_next_line() {
 }
 
 #[test]
-fn failed_reopen_keeps_old_file_and_request() {
+fn failed_reopen_keeps_old_log_file_and_pending_request() {
     let folder = tempfile::tempdir().unwrap();
     let (path, aside) = (folder.path().join("events"), folder.path().join("events.1"));
     let mut file = LogFile::append(&path).unwrap();
@@ -85,7 +87,7 @@ fn failed_reopen_keeps_old_file_and_request() {
 
 /// If a full disk has taken only the beginning of a line, the next write ends that line first.
 #[test]
-fn line_cut_by_full_disk_is_ended_by_next_write() {
+fn log_line_cut_by_full_disk_is_ended_by_next_write() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
     let mut file = LogFile::append(&path).unwrap();
@@ -99,7 +101,7 @@ fn line_cut_by_full_disk_is_ended_by_next_write() {
 /// A device file has the length 0, so it has no line to end. If the device is full, the write returns an
 /// error.
 #[test]
-fn full_device_returns_storage_full() {
+fn log_write_to_full_device_returns_storage_full() {
     let mut null = LogFile::append(Path::new("/dev/null")).unwrap();
     null.write_all(b"line\n").unwrap();
     let Ok(mut full) = LogFile::append(Path::new("/dev/full")) else {

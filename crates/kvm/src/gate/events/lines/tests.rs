@@ -28,7 +28,7 @@ fn written<'w, S: Sink>(
 }
 
 #[test]
-fn text_line_has_time_vm_and_event() {
+fn text_line_has_time_vm_name_and_text_of_event() {
     let mut out = Vec::new();
     written(
         &mut out,
@@ -47,7 +47,7 @@ fn text_line_has_time_vm_and_event() {
 
 /// The text of an event shows each optional part exactly if that part has a value.
 #[test]
-fn event_display_shows_each_field_that_is_set() {
+fn event_as_text_shows_each_optional_field_that_has_a_value() {
     let plain = Event {
         value: None,
         ..Event::example(0x10)
@@ -114,7 +114,7 @@ impl Write for Full {
 }
 
 #[test]
-fn failed_write_is_counted() {
+fn failed_write_of_text_line_is_counted() {
     let mut sink = TextLines::new(Full, "");
     sink.event(&Event::example(1));
     sink.dropped(DROPS);
@@ -128,7 +128,7 @@ mod json {
     use super::*;
 
     #[test]
-    fn json_event_is_one_line() {
+    fn json_sink_writes_event_as_one_line() {
         let mut out = Vec::new();
         written(
             &mut out,

@@ -40,9 +40,9 @@ fn drained(events: &mut Events) -> Vec<u64> {
     times
 }
 
-/// If vCPUs are gone, only the newest of them keep their unread events; the unread events of the others are
-/// counted as dropped. This holds if one vCPU is added again and again, and if each vCPU that is added is
-/// new.
+/// Of the vCPUs whose `VcpuGate`s were dropped, only the newest keep their unread events; the unread events
+/// of older ones are counted as dropped. The result is the same if one vCPU is added again and again, and if
+/// each vCPU that is added is new.
 #[test]
 fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     const VCPUS: u64 = 200;
@@ -78,9 +78,10 @@ fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     }
 }
 
-/// If all vCPUs of a large VM end while a reader reads, none of their events is dropped.
+/// If the `VcpuGate`s of all vCPUs of a large VM are dropped while a reader reads, none of their events is
+/// lost.
 #[test]
-fn drain_keeps_events_that_come_meanwhile() {
+fn drain_loses_no_event_of_vcpus_that_end_meanwhile() {
     let logs = Arc::new(VcpuLogs::default());
     come_and_go(&logs, 0, 1);
     let mut events = Events::take(&logs).unwrap();
@@ -98,9 +99,9 @@ fn drain_keeps_events_that_come_meanwhile() {
     assert_eq!(drained(&mut events), [2; 99]);
 }
 
-/// Logs without events are removed when the next vCPU is added.
+/// The log of a vCPU that is gone and whose events were all read is removed when the next vCPU is added.
 #[test]
-fn gone_vcpu_without_events_is_forgotten() {
+fn log_of_gone_vcpu_without_unread_events_is_removed() {
     let logs = VcpuLogs::default();
     for id in 0..100 {
         drop(logs.add(VcpuId::new(id), 3));
@@ -109,10 +110,10 @@ fn gone_vcpu_without_events_is_forgotten() {
     assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
-/// If vCPUs come and go, and each accesses MSRs that no other vCPU accesses, the counts add up to all
-/// accesses, and the number of kinds is bounded.
+/// If vCPUs are added and dropped, and each accesses MSRs that no other vCPU accesses, the counts add up to
+/// all accesses, and the number of kinds is bounded.
 #[test]
-fn counted_kinds_of_gone_vcpus_are_bounded_and_complete() {
+fn counters_of_gone_vcpus_are_bounded_in_number_and_count_all_accesses() {
     let logs = VcpuLogs::default();
     for life in 0..100 {
         let log = logs.add(VcpuId::new(0), 1);

@@ -18,7 +18,7 @@ use crate::probe::IgnoreMsrs;
 
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
-/// If a VMM forgets `install`, its first call of `vcpu` is an error, whatever the program is.
+/// If a VMM forgets `install`, the VMM's first call of `vcpu` returns an error, whatever the program is.
 #[test]
 fn vcpu_before_install_is_an_error() {
     for program in [entries(), whens()] {
@@ -128,7 +128,7 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
 /// If the VMM has set a mask of exit reasons before `install`, the program's mask replaces it, even if the
 /// program's mask is empty.
 #[test]
-fn install_replaces_mask_of_vmm() {
+fn install_replaces_mask_of_exit_reasons_that_vmm_set() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -173,8 +173,8 @@ fn access_faults_if_vmm_sets_mask_after_install() {
     }
 }
 
-/// If the gate is installed after the guest has run, it filters the guest's accesses from then on. The gate
-/// can neither detect that it is late nor undo earlier writes.
+/// If the gate is installed after the guest has run, the gate filters only the guest's later accesses. The
+/// gate can neither detect that the guest has run nor undo earlier writes.
 #[test]
 fn gate_installed_late_filters_only_later_accesses() {
     let Some(host) = HostCaps::for_test() else {
@@ -213,10 +213,10 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// If a VMM makes a new `VcpuGate` for each exit, and never resets it, the `VcpuGate` answers nothing: it
-/// would not know the vCPU's pins.
+/// If a VMM makes a new `VcpuGate` for each exit, without a reset, the `VcpuGate` answers no exit: it would
+/// not know the vCPU's pins.
 #[test]
-fn new_vcpu_gate_without_reset_answers_nothing() {
+fn new_vcpu_gate_without_reset_answers_no_exit() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let mut vcpu = machine.vcpus.remove(0);
         let script = [Write(LSTAR, 0x1000), Write(LSTAR, 0x2000), Read(LSTAR)];
@@ -250,10 +250,10 @@ fn second_reader_of_events_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// If the reader comes late, it gets the events that fit the queue, in order, and the number of events that
-/// did not fit.
+/// If a VMM asks for the reader of events only after some events, the reader gets the events that fit the
+/// queue, in order, and the number of events that did not fit.
 #[test]
-fn late_reader_gets_queued_events_and_drop_count() {
+fn late_reader_of_events_gets_queued_events_and_number_of_dropped_ones() {
     let events = crate::gate::events::EventOptions {
         queue: 3,
         ..Default::default()
@@ -326,8 +326,8 @@ fn vcpu_reset_with_cpuid_other_than_in_kvm_is_an_error() {
     assert!(matches!(guest.report(0), Report::Fault { .. }));
 }
 
-/// If `kvm.ignore_msrs` cannot be read, it may be on. Then a program that answers for MSRs that KVM does not
-/// know is refused, and any other program is accepted.
+/// If the gate cannot read the module parameter `kvm.ignore_msrs`, the parameter may be on. Then a program
+/// that answers for MSRs that KVM does not know is refused, and any other program is accepted.
 #[test]
 fn gate_new_rejects_unread_ignore_msrs_if_policy_answers_unknown_msrs() {
     let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);

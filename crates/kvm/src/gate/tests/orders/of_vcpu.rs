@@ -101,8 +101,8 @@ fn vcpu_gate_restored_without_reset_answers_exits_of_vcpu() {
     });
 }
 
-/// A reset between a restore of the vCPU and its first run is an error: the reset would silently
-/// drop the restored pins and registers.
+/// A reset of a vCPU after a restore and before its first run is an error: the reset would silently drop the
+/// restored pins and registers.
 #[test]
 fn vcpu_reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -149,7 +149,7 @@ fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     });
 }
 
-/// A refused restore of the vCPU changes nothing: the state that an earlier restore gave it is
+/// A refused restore leaves the vCPU's state unchanged: the state that an earlier restore gave the vCPU is
 /// still protected from a reset.
 #[test]
 fn refused_vcpu_restore_keeps_state_of_earlier_restore() {
@@ -368,7 +368,7 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
 /// Each call of a `VcpuGate` for another vCPU of the VM is an error. The call changes the state of neither
 /// vCPU, and the other vCPU's own `VcpuGate` can still answer that vCPU's exit.
 #[test]
-fn vcpu_gate_refuses_other_vcpu() {
+fn vcpu_gate_refuses_calls_for_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         assert_eq!(one.run(&[Write(LSTAR, 0x1000)]), [Saw::Written]);
@@ -399,9 +399,9 @@ fn vcpu_gate_refuses_other_vcpu() {
 }
 
 /// If a VMM lets the wrong vCPU's `VcpuGate` answer an exit, and runs the vCPU on after the error, the guest
-/// gets a #GP. It gets no answer from the other vCPU's state.
+/// gets a #GP. The guest gets no value from the other vCPU's state.
 #[test]
-fn exit_answered_by_other_vcpu_gate_is_a_fault() {
+fn exit_answered_by_vcpu_gate_of_other_vcpu_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         other.guest.load(&[Read(SPARE)]);
@@ -474,10 +474,11 @@ fn finish_of_handler_request_after_vcpu_reset_or_second_answer_is_refused_as_sta
     });
 }
 
-/// If the VMM does not call `answer`, the kernel completes the exit as if the access had succeeded (S5.4): a
-/// read returns 0, and a write changes no register. Until the vCPU runs again, `save` is an error.
+/// If the VMM runs the vCPU without a call of `answer`, the kernel completes the exit as if the access had
+/// succeeded (S5.4): a read returns 0, and a write changes no register. Until the vCPU runs again, `save` is
+/// an error.
 #[test]
-fn unanswered_exit_reads_zero_and_writes_nothing() {
+fn access_whose_exit_vmm_never_answers_reads_zero_or_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let script = [Read(SPARE), Write(LSTAR, 0x1000), Read(LSTAR)];
@@ -496,7 +497,7 @@ fn unanswered_exit_reads_zero_and_writes_nothing() {
 }
 
 #[test]
-fn answer_without_exit_is_an_error() {
+fn answer_of_vcpu_without_msr_exit_is_an_error() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! Tests of what remains in the kernel after it has refused a filter: the filter, the mask of exit reasons,
-//! and the first accesses. Other tests are of a gate whose first filter is refused.
+//! Tests of what remains in force after the kernel has refused a filter: the old filter, the mask of exit
+//! reasons, and the first accesses. In one test the kernel refuses the first filter of a gate.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// After a refused replacement the gate still knows its first accesses. The filter still lets these
-/// accesses through, and the mask of exit reasons is as before.
+/// After the kernel has refused the filter of a replacement, the gate still knows the first accesses under
+/// the old program. The filter still lets these accesses through, and the mask of exit reasons is as before.
 #[test]
-fn refused_replace_keeps_letting_first_accesses_through() {
+fn refused_replace_keeps_filter_open_for_earlier_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&first(), 1, |machine, script| {
@@ -89,9 +89,10 @@ fn refused_replace_keeps_mask_of_exit_reasons() {
     });
 }
 
-/// Events keep the name of their policy file after any number of refused programs.
+/// After the kernel has refused forty new programs, events under the old program still hold the name of its
+/// policy file.
 #[test]
-fn refused_replace_keeps_file_name_of_events() {
+fn refused_replace_keeps_policy_file_name_in_later_events() {
     on_each(&old(), 1, |machine, script| {
         script.refuse(40);
         for number in 0..40 {
@@ -111,10 +112,10 @@ fn refused_replace_keeps_file_name_of_events() {
     });
 }
 
-/// If the kernel refuses a filter of the publisher, that is an error for the program in force. The next
-/// program starts without that error.
+/// If the kernel refuses a filter that the publisher sets, accesses that need this filter are errors, as
+/// long as the program stays in force. The next program starts without that error.
 #[test]
-fn next_program_does_not_inherit_error_of_publisher() {
+fn next_program_starts_without_publisher_error_of_old_program() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     let first = || policy("default = 'allow'\nlog = 'first'", "");
     on_each(&audit(), 1, |machine, script| {

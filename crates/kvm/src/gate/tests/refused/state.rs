@@ -12,14 +12,14 @@ use super::super::machine::{LSTAR, STAR, Saw, TestGuest, Vcpu, policy};
 use super::{CSTAR, Kernel, NEW, SHARED, SPARE, is_refused, new, old, on_each};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Makes the vCPU write to the registers of the old program.
+/// Makes the vCPU write to the emulated and pinned registers of the old program.
 fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let script = [Write(SPARE, 9), Write(SHARED, 0x11), Write(LSTAR, 0x1000)];
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
 }
 
-/// Makes the vCPU take over the new program and write registers of it. The new program has only some of the
-/// old program's registers.
+/// Makes the vCPU take over the new program and write the new program's emulated registers. The new program
+/// has only some of the old program's registers.
 fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -41,8 +41,8 @@ fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
 }
 
 /// Checks the vCPU's state after the new program was refused. The state that only the old program has is as
-/// before. The state that both programs have has its latest values. The state that only the new program has
-/// is gone.
+/// before. The registers and pins that both programs have hold the latest values. The state that only the
+/// new program has is gone.
 fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -101,7 +101,7 @@ fn refused_replace_keeps_state_of_every_vcpu() {
 }
 
 #[test]
-fn refused_replace_keeps_effect_of_reset_and_msr_set_by_host() {
+fn refused_replace_keeps_effect_of_vcpu_reset_and_msr_set_by_host() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
@@ -239,7 +239,7 @@ fn revision<G: TestGuest>(vcpu: &mut Vcpu<G>) -> Option<u32> {
 }
 
 #[test]
-fn refused_replace_keeps_device_of_old_program() {
+fn refused_replace_keeps_microcode_device_of_old_program() {
     on_each(&microcode("0x10"), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();

@@ -42,7 +42,7 @@ fn works(guest: &mut Guest) {
 }
 
 #[test]
-fn endless_guest_is_an_error_that_names_the_step() {
+fn guest_in_endless_loop_is_an_error_that_names_step_of_script() {
     let Some(mut guest) = guest() else { return };
     guest.set_patience(Duration::from_millis(100));
     // jmp $
@@ -56,14 +56,14 @@ fn endless_guest_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn script_runs_with_unlimited_patience() {
+fn script_of_guest_runs_without_time_limit() {
     let Some(mut guest) = guest() else { return };
     guest.set_patience(Duration::MAX);
     works(&mut guest);
 }
 
 #[test]
-fn guest_shutdown_is_an_error_that_names_the_step() {
+fn guest_shutdown_is_an_error_that_names_step_of_script() {
     let Some(mut guest) = guest() else { return };
     // ud2, for which the guest has no handler
     let error = derail(&mut guest, 0x0b0f);
@@ -75,7 +75,7 @@ fn guest_shutdown_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn guest_port_write_is_an_error_that_names_the_step() {
+fn guest_port_write_is_an_error_that_names_step_of_script() {
     let Some(mut guest) = guest() else { return };
     // out 0x80, al
     let error = derail(&mut guest, 0x80e6);
@@ -99,7 +99,7 @@ fn load_of_script_discards_pending_exit() {
 }
 
 #[test]
-fn run_splits_script_longer_than_mailbox() {
+fn run_splits_script_that_is_longer_than_memory_of_guest_holds() {
     let Some(mut guest) = guest() else { return };
     let values = 0..Guest::LONGEST as u64 + 10;
     let script: Vec<_> = values

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A guest cannot change a register of which KVM refuses or drops its writes.
+/// If KVM refuses or drops a guest's writes of a register, the guest cannot change the register.
 #[test]
 fn import_of_fingerprint_refuses_writes_that_kvm_refuses() {
     let of = |index: u32| {
@@ -47,7 +47,7 @@ fn import_of_fingerprint_refuses_writes_that_kvm_refuses() {
     }
 }
 
-/// Older lists have the registers that a guest could not read, too.
+/// Older lists also name the registers that a guest could not read.
 #[test]
 fn import_of_older_list_allows_reads_of_implemented_registers() {
     let list = b"MSR_ADDR,STATUS,VALUE\n0,implemented,0x0\n0x10,implemented,0x5\n\
