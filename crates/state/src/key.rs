@@ -16,8 +16,8 @@ pub struct Kind {
     pub reason: ExitReason,
 }
 
-/// The number of places that the search for a kind looks at. It is bounded so that a guest that accesses
-/// every MSR does not make each access slow.
+/// The largest number of places at which the search for a kind of access looks. The bound keeps each access
+/// fast even if a guest accesses every MSR.
 const PROBES: usize = 32;
 
 // The positions of the fields in the word. Bit 0 is always 1.
@@ -51,15 +51,16 @@ impl Kind {
         (kind.to_bits() == bits).then_some(kind)
     }
 
-    /// Returns the numbers of the places, below `places`, that are searched for this kind, in the order of the
-    /// search.
+    /// Returns the numbers of the page's places at which this kind of access may be recorded, in the order
+    /// of the search. Each number is below `places`.
     pub(crate) fn search(self, places: usize) -> impl Iterator<Item = usize> {
         let home = self.home(places);
         (0..PROBES.min(places)).map(move |offset| (home + offset) % places)
     }
 
-    /// Returns the number of the place, below `places`, at which the search for this kind begins. The number
-    /// is a hash of the encoded kind: a multiplication by 2^64 divided by the golden ratio.
+    /// Returns the number of the place at which the search for this kind of access begins. The number is
+    /// below `places`. It is a hash of the encoded kind: a multiplication by 2^64 divided by the golden
+    /// ratio.
     fn home(self, places: usize) -> usize {
         let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         usize::try_from(hash).unwrap_or(0) % places.max(1)
