@@ -19,14 +19,15 @@ use crate::signals::Mask;
 use crate::sys;
 use crate::table::Table;
 
-/// The data of which a process has one.
+/// The library's data about this process.
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) table: Table,
     pub(crate) helper: Helper,
 }
 
-/// The address of the word that holds the process, in a page that is zeros in a forked child.
+/// The address of the word that points to this process's [`Process`]. The word lies in a page that the
+/// kernel fills with zeros in a forked child.
 static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
 
 /// The last process that this one was, or was forked from, and that has made a KVM request: a forked child closes the
@@ -44,7 +45,7 @@ extern "C" fn begin_child() {
 /// Makes the page for [`PLACE`].
 ///
 /// # Errors
-/// The kernel gives no page, or cannot zero the page in a child.
+/// The kernel gives no memory, or cannot fill the page with zeros in a forked child.
 pub(crate) fn prepare() -> Result<(), String> {
     const SIZE: usize = 4096;
     let failed = || format!("no page for a process: {}", std::io::Error::last_os_error());
@@ -72,7 +73,7 @@ pub(crate) fn prepare() -> Result<(), String> {
     }
 }
 
-/// Returns this process, if it has made a KVM request.
+/// Returns the library's data about this process, if the process has made a KVM request.
 #[inline]
 pub(crate) fn known() -> Option<&'static Process> {
     let process = PLACE.get()?.load(Ordering::Acquire);
@@ -80,10 +81,10 @@ pub(crate) fn known() -> Option<&'static Process> {
     unsafe { process.as_ref() }
 }
 
-/// Returns this process, and starts its helper thread if necessary.
+/// Returns the library's data about this process, and starts the helper thread of the process if necessary.
 ///
 /// # Errors
-/// The kernel does not make the thread, or the library was not set up.
+/// The kernel does not make the helper thread, or the library was not set up.
 pub(crate) fn here() -> Result<&'static Process, String> {
     let process = match known() {
         Some(process) => process,
@@ -128,10 +129,12 @@ fn begin() -> Result<&'static Process, String> {
     }
 }
 
-/// The time between two looks for descriptors that the VMM has closed without the library's `close`.
+/// The time after which the helper thread looks again for descriptors that the VMM has closed without
+/// calling the library's `close`.
 const STALE: Duration = Duration::from_secs(1);
 
-/// The time between two looks if other threads of the VMM's than its main thread, which has ended, are left.
+/// The time after which the helper thread looks again for other threads of the VMM, once the VMM's main
+/// thread has ended.
 const ALONE: Duration = Duration::from_millis(20);
 
 impl Process {
