@@ -14,13 +14,13 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lgetxattr};
 use rustix::io::Errno;
 
-/// The extended attribute with a file's ACL.
+/// The name of the extended attribute that holds a file's ACL.
 const ACL: &str = "system.posix_acl_access";
 
 /// The largest size of an extended attribute in Linux, in bytes.
 const MOST_BYTES: usize = 64 << 10;
 
-/// The mode's bits for reading, writing and executing.
+/// The bits of a file's mode for reading, writing and executing.
 const RIGHTS: u32 = 0o777;
 
 /// The access rights that a file gives to its owner, its group and other users.
@@ -46,7 +46,7 @@ impl Access {
     /// Returns the access rights of an open file.
     ///
     /// # Errors
-    /// The file's ACL cannot be read.
+    /// The ACL of the open file cannot be read.
     pub(crate) fn of_open(file: &File, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = fgetxattr(file, ACL, &mut bytes[..]);
@@ -57,7 +57,7 @@ impl Access {
     /// not followed.
     ///
     /// # Errors
-    /// The file's ACL cannot be read.
+    /// The ACL of the file at `path` cannot be read.
     pub(crate) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = lgetxattr(path, ACL, &mut bytes[..]);
@@ -83,7 +83,7 @@ impl Access {
     /// yet. If the caller may not change the owner, the file still belongs to the caller.
     ///
     /// # Errors
-    /// The mode or the ACL cannot be set.
+    /// The mode or the ACL of the new file cannot be set.
     pub(crate) fn give(&self, new: &File) -> io::Result<Given> {
         let before = new.metadata()?;
         let owner = Ids::Users.knows(self.owner).then_some(self.owner);
@@ -127,7 +127,7 @@ impl Access {
     }
 }
 
-/// The users or groups of this process's user namespace.
+/// The kind of IDs to look up in this process's user namespace: user IDs or group IDs.
 #[derive(Clone, Copy, Debug)]
 enum Ids {
     Users,
@@ -135,8 +135,8 @@ enum Ids {
 }
 
 impl Ids {
-    /// Returns false for the kernel's overflow number, which stands for every user or group that has no
-    /// number in the namespace: two files with this number may belong to different users.
+    /// Returns false if `id` is the kernel's overflow ID, which stands for every user or group that has no
+    /// ID in the namespace: two files with the overflow ID may belong to different users.
     fn knows(self, id: u32) -> bool {
         let (map, overflow) = match self {
             Self::Users => ("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
@@ -155,8 +155,8 @@ fn remove_acl(file: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// An ACL in the format of the extended attribute [`ACL`]: a version, then entries of eight bytes. An entry
-/// is a tag, rights, and a user or group.
+/// An ACL as the bytes of the extended attribute [`ACL`]: a version, then entries of eight bytes. Each entry
+/// holds a tag, access rights, and a user or group ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Acl(Vec<u8>);
 

@@ -25,7 +25,7 @@ use crate::missing;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
 
-/// The identity of a file in the kernel, which is the same for all its names.
+/// The identity of a file in the kernel, which is the same under all names of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inode {
     device: u64,
@@ -119,7 +119,7 @@ pub(crate) enum Place {
         /// The folder from which the input's includes are looked up: the folder of the real file, behind all
         /// links. For an open file without a name, such as a pipe at `/dev/stdin`, it is the working folder.
         folder: PathBuf,
-        /// The regular file, or `None` for a pipe and the like.
+        /// The regular file that was read, or `None` if the input was a pipe or the like.
         opened: Option<Box<Opened>>,
     },
 }
@@ -162,7 +162,7 @@ pub(crate) struct Files {
     by_id: HashMap<FileId, Source>,
     /// The folder from which a text's includes are looked up, by the identity of the text.
     folders: HashMap<Box<[u8]>, PathBuf>,
-    /// The number of bytes that files which are not yet read may have together.
+    /// The number of bytes that the files still to be read may have together.
     left: usize,
 }
 
@@ -190,7 +190,7 @@ impl Files {
         files
     }
 
-    /// Returns the inodes of all files that were read. A pipe has no inode here.
+    /// Returns the inodes of all regular files that were read.
     pub(crate) fn inodes(self) -> HashSet<Inode> {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }
@@ -270,8 +270,8 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
     ))
 }
 
-/// Returns the error of an include that is neither a shipped policy nor named like a file. The error tells
-/// nothing about the content of a file with this name.
+/// Returns the error for an `include` whose text is neither the name of a shipped policy nor looks like a
+/// file's name. The error tells nothing about the content of a file with this name.
 fn unnamed(path: &str, file: &Path) -> IncludeError {
     if shipped(path).is_some() {
         let why = "a file or folder of this name hides the shipped policy";
@@ -295,7 +295,8 @@ fn unnamed(path: &str, file: &Path) -> IncludeError {
     IncludeError::new(why).with_help(help)
 }
 
-/// Returns the error of an include that cannot be read, with the folder in which it was looked for.
+/// Returns the error for an included file that cannot be read. The error names the folder in which the file
+/// was looked for.
 fn unfound(path: &str, folder: &Path, error: &io::Error) -> IncludeError {
     if error.kind() != io::ErrorKind::NotFound {
         return failed(error);
@@ -336,9 +337,9 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, FileId::of(&metadata, path)))
 }
 
-/// The part of a text that was read.
+/// The part of an input that [`read_text`] has read.
 enum Text {
-    /// The text of a whole policy.
+    /// The whole text of a policy.
     Policy(Vec<u8>),
     /// A policy that is longer than allowed.
     TooLong,
@@ -398,8 +399,8 @@ pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Reads until `bytes` has `most` bytes, and one more byte if the input has one. The caller can see from the
-/// length of `bytes` that the input is too long.
+/// Reads from the input until `bytes` holds `most` bytes, and then one byte more if the input has one. A
+/// caller that finds more than `most` bytes knows that the input is too long.
 fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> {
     let room = (most + 1).saturating_sub(bytes.len());
     from.take(room as u64).read_to_end(bytes)?;

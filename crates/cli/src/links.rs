@@ -1,14 +1,14 @@
-//! The file that a path leads to, behind all links at its end.
+//! The search for the file to which a path leads when its last component is a symbolic link.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The largest number of links that are followed in a row. The kernel has the same limit.
+/// The largest number of symbolic links that are followed one after another. The kernel has the same limit.
 const MOST_LINKS: usize = 40;
 
-/// The file that a path leads to.
+/// The file to which a path leads through symbolic links.
 pub(crate) enum Target {
     /// The path of a link in a folder of `/proc/PID`, such as `/proc/7/fd/3`. The link leads to an open
     /// file, which may have lost its name.

@@ -1,4 +1,4 @@
-//! The writers for results and messages, which replace hidden characters.
+//! The writers for results and messages. They replace characters that a person would not see.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ pub(crate) struct Results {
     stream: io::Result<AutoStream<File>>,
     /// The text after the last line feed, which is not yet written.
     line: Vec<u8>,
-    /// The width of a line; longer lines are broken between words.
+    /// The largest width of a line in columns: longer lines are broken between words. `None` breaks no line.
     width: Option<usize>,
     trouble: Option<io::Error>,
 }
@@ -35,7 +35,7 @@ impl Results {
         }
     }
 
-    /// Breaks lines that are longer than this width from now on.
+    /// Sets the width in columns at which later lines are broken; `None` breaks no line.
     pub(crate) fn fit(&mut self, width: Option<usize>) {
         self.width = width;
     }
@@ -46,10 +46,10 @@ impl Results {
         self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
     }
 
-    /// Writes the text that is not yet written.
+    /// Writes the last, incomplete line to the stream, and returns the first error of all writing.
     ///
     /// # Errors
-    /// The first error of writing: a part of the results was lost.
+    /// The first error that occurred while results were written. A part of the results is then lost.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.write_lines();
         self.trouble.map_or(Ok(()), Err)
@@ -92,7 +92,7 @@ impl Write for Results {
         Ok(bytes.len())
     }
 
-    /// Writes the text that is not yet written. [`Results::finish`] returns the errors.
+    /// Writes the last, incomplete line to the stream. [`Results::finish`] returns the errors.
     fn flush(&mut self) -> io::Result<()> {
         self.write_lines();
         Ok(())

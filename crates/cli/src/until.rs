@@ -1,4 +1,4 @@
-//! The argument of `--until`: a time, or a text that the VMM prints.
+//! The argument of `learn --until`: a time, or a text that the VMM prints.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ pub(crate) enum Until {
 const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
 impl Until {
-    /// Reads the argument. A number with `ms`, `s`, `m` or `h` is a time; all else is a text, except a number
-    /// that looks like a time.
+    /// Parses the argument of `--until`. A number followed by `ms`, `s`, `m` or `h` is a time. Any other
+    /// argument is a text; but a number that only looks like a time is an error.
     pub(crate) fn read(argument: &str) -> Result<Self, String> {
         if argument.is_empty() {
             return Err("this is neither a time, such as `30s`, nor a text".to_owned());
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn until_reads_times_and_texts() {
+    fn until_takes_number_with_unit_as_time_and_other_argument_as_text() {
         let read = |text: &str| Until::read(text).unwrap();
         let time = |milliseconds| Until::Time(Duration::from_millis(milliseconds));
         for (text, milliseconds) in [
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn until_refuses_numbers_that_look_like_a_time() {
+    fn until_refuses_number_that_only_looks_like_a_time() {
         for text in ["", "30", "30 s", "30sec", "1.5.2s", "0s", "5 min", "7days"] {
             assert!(Until::read(text).is_err(), "{text}");
         }
