@@ -1,7 +1,7 @@
-//! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a
-//! processor's name. A policy has one variant for each combination of `[[when]]`s that can hold. A
-//! comparison looks at each pair of a variant of one policy and a variant of the other, so the
-//! numbers of variants multiply.
+//! Tests of `diff` and `check --within` for two policies whose `[[when]]` sections depend on different parts
+//! of a processor's name. A policy has one variant for each combination of `[[when]]`s that can hold. A
+//! comparison looks at each pair of a variant of one policy and a variant of the other, so the numbers of
+//! variants multiply.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 /// The memory in KiB that a comparison needs at most according to the reference: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
-/// Runs the command with a limit of [`MOST_MEMORY`]. A command that needs more memory aborts.
+/// Runs `msrgate` with at most [`MOST_MEMORY`] of memory. It aborts if it needs more.
 fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");

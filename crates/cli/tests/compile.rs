@@ -34,7 +34,7 @@ fn compile(folder: &Path, format: &str) -> String {
 }
 
 #[test]
-fn diff_of_policy_and_its_compile_output_finds_no_difference() {
+fn diff_finds_no_difference_between_policy_and_output_of_compile() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["program", "json", "abi"] {
         let file = compile(folder.path(), format);
@@ -93,7 +93,7 @@ fn compile_replaces_output_file_by_rename() {
 }
 
 #[test]
-fn truncated_program_is_input_error() {
+fn diff_with_truncated_program_file_exits_2() {
     let folder = tempfile::tempdir().unwrap();
     let file = compile(folder.path(), "program");
     let bytes = fs::read(&file).unwrap();

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. S4 and S7 count in
-/// letters. S8 and S9 are one statement each.
+/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. The statements of S4 and S7
+/// have letters in place of numbers. S8 and S9 are one statement each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -75,7 +75,8 @@ fn references(text: &str) -> Vec<Reference<'_>> {
     spans.filter_map(Reference::of).collect()
 }
 
-/// Returns the reason why a reference has no target, or `None` if it has one.
+/// Returns the reason why a reference is broken: its statement or test does not exist. Returns `None` if the
+/// statement or test exists.
 fn broken(reference: &Reference<'_>) -> Option<String> {
     match reference {
         Reference::Doctor(number) => {
@@ -194,7 +195,7 @@ fn every_test_that_evidence_names_exists() {
 }
 
 #[test]
-fn every_claim_in_evidence_names_test_or_states_that_test_is_missing() {
+fn every_claim_in_evidence_document_names_a_test_or_states_that_none_exists() {
     for (path, claims) in evidence(&read("docs/evidence.md")) {
         for Claim { number, text } in claims {
             let has_test = !references(text).is_empty();
@@ -253,7 +254,7 @@ fn every_decision_that_evidence_names_exists() {
 }
 
 #[test]
-fn documents_other_than_evidence_name_no_test() {
+fn only_evidence_document_names_tests() {
     for document in documents() {
         if document.ends_with("docs/evidence.md") {
             continue;
@@ -382,7 +383,7 @@ fn every_link_between_documents_has_a_target() {
 }
 
 #[test]
-fn name_of_missing_test_is_reported() {
+fn reference_to_missing_test_or_doctor_statement_is_reported_as_broken() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),
@@ -412,14 +413,14 @@ fn name_of_missing_test_is_reported() {
 }
 
 #[test]
-fn statement_numbers_are_recognised_in_text() {
+fn numbers_of_kvm_statements_are_found_in_text() {
     let text = "S1.2, (S4a) S7; S10.5. SSE, S, xS1, SDM S2.4h: `doctor S3` Sixteen";
     let found: Vec<_> = mentioned(text).into_iter().collect();
     assert_eq!(found, ["S1.2", "S10.5", "S2.4h", "S3", "S4a", "S7"]);
 }
 
 #[test]
-fn promise_numbers_are_recognised_in_text() {
+fn numbers_of_promises_are_found_in_text() {
     let text = "**P1. A** (P12), `P3`; xP4 P5a PR P";
     assert_eq!(numbered(text, 'P'), BTreeSet::from(["P1", "P12", "P3"]));
 }

@@ -11,13 +11,13 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A style that msrgate does not use.
+/// A terminal escape for a text style that msrgate does not use.
 const STYLE: &str = "\u{1b}[5;45m";
 
-/// A line that could be taken for one of msrgate's own.
+/// A line that a reader could mistake for a line of msrgate's output.
 const FORGED: &str = "\nforged: no mistakes\n";
 
-/// Texts with characters that a terminal obeys or does not show.
+/// Texts with characters that a terminal executes as commands or does not show.
 const FRAGMENTS: [&str; 26] = [
     STYLE,
     FORGED,
@@ -295,7 +295,7 @@ proptest! {
 /// If a text with all kinds of hidden characters is in every place of the input, the output has no
 /// hidden character.
 #[test]
-fn no_output_has_any_of_all_hidden_characters_in_input() {
+fn no_output_contains_a_hidden_character_that_input_contains() {
     let text = FRAGMENTS.concat();
     let files = Files::new(&text);
     assert_named(&text, &files);

@@ -34,7 +34,8 @@ fn blocks() -> Vec<Block> {
     fenced.map(block).collect()
 }
 
-/// The includes of examples: files that the reference shows, and shipped policies.
+/// The files that the reference's examples may include: files that the reference shows, and shipped
+/// policies.
 struct Shown(BTreeMap<&'static str, &'static str>);
 
 impl Shown {
@@ -233,7 +234,7 @@ fn every_gap_in_kvm_filter_is_in_reference_and_can_be_accepted() {
     }
 }
 
-/// Returns the words that the message about this text offers in place of an unknown word.
+/// Returns the words that the parser's message about this policy offers in place of an unknown word.
 fn offered(text: &str) -> BTreeSet<String> {
     let said = said_of(&format!("{HEAD}{text}"));
     // There is only one device, so its message has no list.
@@ -297,7 +298,7 @@ fn every_forwarded_register_is_in_reference() {
     assert_eq!(listed, forwarded.map(|register| register.name).collect());
 }
 
-/// Returns the limit that this text exceeds.
+/// Returns the limit that this policy's text exceeds, from the parser's message.
 fn limit_of(text: &str) -> usize {
     let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
     let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
@@ -372,7 +373,7 @@ fn every_limit_on_policies_is_in_reference() {
     }
 }
 
-/// The includes of a chain of this many files, each of which includes the next.
+/// An include chain of this many files, each of which includes the next file.
 struct Row(usize);
 
 impl Includes for Row {
@@ -388,14 +389,14 @@ impl Includes for Row {
 }
 
 #[test]
-fn deepest_include_chain_matches_reference() {
+fn deepest_include_chain_that_parser_accepts_is_as_reference_says() {
     let source = Source::new("0", &format!("{HEAD}include = [\"1\"]"));
     assert!(parse(&source, &mut Row(MAX_DEPTH)).is_ok());
     assert!(parse(&source, &mut Row(MAX_DEPTH + 1)).is_err());
 }
 
 #[test]
-fn help_policy_prints_reference() {
+fn help_policy_command_prints_reference_of_policy_language() {
     let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
         .args(["help", "policy"])
         .output()

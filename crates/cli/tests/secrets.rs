@@ -1,4 +1,4 @@
-//! Tests that no message tells the content or the length of a file that is no policy.
+//! Tests that no message reveals the content or the length of a file that is not a policy.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -110,7 +110,7 @@ fn message_about_wrong_json_tells_no_length_of_a_value() {
 /// An included text that is no policy does not count towards the limit on bytes. Otherwise the author of the
 /// policy could find out the text's length: by the length of the policy at which the limit is exceeded.
 #[test]
-fn included_text_that_is_no_policy_does_not_count_towards_limit() {
+fn included_file_that_is_no_policy_does_not_count_towards_limit_on_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(
@@ -145,7 +145,7 @@ fn included_text_that_is_no_policy_does_not_count_towards_limit() {
 }
 
 #[test]
-fn long_and_short_files_that_are_no_policy_get_same_message() {
+fn message_about_long_file_that_is_no_policy_is_same_as_about_short_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let policy = format!("{HEAD}include = [\"x.toml\"]\n");

@@ -30,7 +30,8 @@ impl Progress {
         }
     }
 
-    /// Shows that the trace was read up to the end of this line; `bytes` is the number of bytes up to there.
+    /// Updates the progress line after a line of the trace was read. `bytes` is the number of the trace's
+    /// bytes up to the end of that line.
     pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
         if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
             return;
