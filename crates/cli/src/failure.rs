@@ -31,7 +31,7 @@ pub(crate) enum Answer {
 /// The reason why a command was not carried out.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The policy's text has these mistakes.
+    /// The policy's text has these mistakes, so the command did nothing else with it.
     Mistakes(Box<Mistakes>),
     /// The policy has no mistakes, but the command cannot work with it. The string says why, and what to do.
     Refused(String),

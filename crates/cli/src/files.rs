@@ -71,7 +71,7 @@ impl FileId {
     }
 }
 
-/// An opened regular file, as it was before any byte was read.
+/// A regular file that was opened, with its metadata from before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// The path of the opened file, without links.
@@ -125,7 +125,7 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Returns the place of an argument's open file.
+    /// Returns the place of the input that the argument `argument` names and that was opened as `file`.
     pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
         let opened = Opened::of(argument, file).map(Box::new);
         let path = match &opened {

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn different_paths_have_different_names_in_output() {
+    fn different_paths_have_different_names_in_json_and_in_text() {
         const PARTS: [&[u8]; 7] = [b"\\", b"x", b"f", b"\xff", b"\x0f", b"\xe2\x82", b"\\xff"];
         let mut paths = vec![Vec::new()];
         for _ in 0..4 {

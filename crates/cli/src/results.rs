@@ -18,7 +18,7 @@ pub(crate) struct Results {
     /// The stream for the results. It is not [`io::Stdout`], which ignores that a descriptor is not open for
     /// writing.
     stream: io::Result<AutoStream<File>>,
-    /// The text after the last line feed, which is not yet written.
+    /// The incomplete last line: text after the last line feed, which is not yet written to standard output.
     line: Vec<u8>,
     /// The largest width of a line in columns: longer lines are broken between words. `None` breaks no line.
     width: Option<usize>,
@@ -40,7 +40,7 @@ impl Results {
         self.width = width;
     }
 
-    /// Writes bytes that are not text, unchanged.
+    /// Writes binary bytes to standard output unchanged.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.write_lines();
         self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn styled_keeps_styles_and_replaces_hidden_characters() {
+    fn styled_text_keeps_styles_of_msrgate_and_has_hidden_characters_replaced() {
         for (text, wanted) in [
             ("a\tb\n", "a\tb\n"),
             (

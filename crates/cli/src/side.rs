@@ -19,7 +19,7 @@ pub(crate) struct Side {
     pub(crate) made_for: Option<String>,
 }
 
-/// The kind of input that a side was read from.
+/// The kind of input from which one side of a comparison was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// A policy or a program: it has rules, settings, and the line of the policy for each rule.

@@ -5,13 +5,13 @@ use std::time::Duration;
 /// The event at which `learn` ends the VMM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// This time has passed while the VMM ran.
+    /// `learn` ends the VMM when the VMM has run for this time.
     Time(Duration),
-    /// The VMM has printed this text on standard output.
+    /// `learn` ends the VMM when the VMM has printed this text on standard output.
     Text(Vec<u8>),
 }
 
-/// The units of time, in seconds.
+/// The units of time that `--until` accepts, each with its length in seconds.
 const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
 impl Until {

@@ -266,7 +266,7 @@ fn message_says_that_replaced_file_is_no_longer_a_hard_link() {
 /// in a setgid folder may seem to have the group of the old file, but really has the group of the folder.
 /// The command treats the group as lost.
 #[test]
-fn replaced_file_loses_group_unknown_in_user_namespace() {
+fn replaced_file_loses_group_that_has_no_id_in_user_namespace() {
     if !can_become_others() {
         return;
     }

@@ -48,7 +48,7 @@ fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
 }
 
 #[test]
-fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
+fn diff_and_check_within_refuse_two_policies_with_too_many_pairs_of_variants() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
@@ -97,7 +97,7 @@ fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
 /// Each policy alone distinguishes few enough processors. Together they distinguish too many, because the
 /// numbers multiply, and `diff` refuses to compare them.
 #[test]
-fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
+fn diff_refuses_two_policies_that_together_distinguish_too_many_processors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let every_other = |most: u32| (0..=most).step_by(2).collect::<Vec<_>>();

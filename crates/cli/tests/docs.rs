@@ -282,7 +282,7 @@ fn evidence_names_every_doctor_statement() {
 /// The last column of the tables in `docs/seed.md` names items of the code, in code spans. Each of
 /// these items exists.
 #[test]
-fn every_code_item_that_seed_document_names_exists() {
+fn every_code_item_that_document_seed_md_names_exists() {
     let source: String = fs::read_dir(root().join("crates/filter/src"))
         .expect("a folder")
         .chain(fs::read_dir(root().join("crates/filter/src/vcpu")).expect("a folder"))
@@ -310,7 +310,7 @@ fn every_code_item_that_seed_document_names_exists() {
 /// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement of
 /// `docs/kvm-semantics.md`.
 #[test]
-fn every_paragraph_of_interface_document_names_statement() {
+fn every_paragraph_of_msr_filter_api_document_names_statement_about_kvm() {
     let text = read("docs/msr-filter-api.md");
     let blocks = text
         .split("\n\n")
@@ -331,7 +331,7 @@ fn every_paragraph_of_interface_document_names_statement() {
 }
 
 #[test]
-fn every_statement_number_in_a_document_exists() {
+fn every_statement_number_that_a_document_mentions_exists() {
     let mut known: BTreeSet<String> = all_statements().into_iter().collect();
     known.extend(statements().map(|statement| statement.number().to_owned()));
     known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));
@@ -343,7 +343,7 @@ fn every_statement_number_in_a_document_exists() {
 }
 
 #[test]
-fn picture_in_reference_equals_output_of_check() {
+fn picture_of_packed_filter_in_reference_is_output_of_check() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let output = command
         .args(["check", "linux-guest", "--host", "none"])

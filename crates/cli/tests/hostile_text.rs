@@ -307,7 +307,7 @@ fn no_output_contains_a_hidden_character_that_input_contains() {
 /// If a policy contains hidden characters without an escape, every command refuses it and names their
 /// places.
 #[test]
-fn policy_with_unescaped_hidden_characters_is_refused() {
+fn every_command_refuses_policy_with_unescaped_hidden_characters() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("policy.toml");
     let mut file = fs::File::create(&path).expect("created");

@@ -130,7 +130,7 @@ fn message_does_not_quote_secret_file_that_link_in_place_of_policy_leads_to() {
 /// If a file is no policy, or is in an unknown version of the language, messages tell at most the version.
 /// They do not tell the file's length either, because the length of a secret is a part of the secret.
 #[test]
-fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
+fn message_about_file_that_is_no_policy_reveals_at_most_its_version() {
     const NONE: &str = "this text is not a policy";
     let folder = folder();
     let folder = folder.path();
@@ -191,7 +191,7 @@ fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
 /// If an include is a pipe, a device or a folder, `check` refuses it. The command does not wait for a writer
 /// of the pipe.
 #[test]
-fn included_pipe_device_or_folder_is_refused() {
+fn check_refuses_include_of_pipe_device_or_folder() {
     let folder = folder();
     let folder = folder.path();
     let made = Command::new("mkfifo")
@@ -307,7 +307,7 @@ fn includes_of_hard_link_are_looked_up_in_folder_of_that_link() {
 /// If a link leads to a policy, the policy's includes are looked up from the folder of the policy's real
 /// file. The policy may be an argument or an include.
 #[test]
-fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
+fn includes_of_policy_behind_link_are_looked_up_in_folder_of_link_target() {
     let folder = folder();
     let folder = folder.path();
     for (name, msr) in [("real", "0x10"), ("link", "0x11")] {
@@ -336,7 +336,7 @@ fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
 /// If a policy comes from a pipe, its includes are looked up from the working folder. The name of the pipe
 /// does not matter: `-`, `/dev/stdin`, or the result of `<(…)` in a shell.
 #[test]
-fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
+fn includes_of_policy_from_pipe_are_looked_up_in_working_folder() {
     let folder = folder();
     let folder = folder.path();
     write(

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A policy that differs by vendor.
+/// The path of a policy that has different entries for processors of different vendors.
 const POLICY: &str = "tests/policies/vendors.toml";
 const TRACE: &str = "tests/traces/perf.txt";
 
@@ -116,7 +116,7 @@ fn compile_asks_for_cpu_option_if_policy_differs_by_processor() {
     assert_eq!(program.status.code(), Some(2), "{program:?}");
 }
 
-/// A policy that differs by stepping.
+/// The path of a policy that has different entries for different steppings of one processor model.
 const BY_STEPPING: &str = "tests/policies/steppings.toml";
 
 /// If a policy differs by stepping, every command asks for the stepping. With a wrong stepping, the answer

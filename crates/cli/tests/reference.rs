@@ -126,7 +126,7 @@ fn every_reference_example_compiles_or_is_refused_as_stated() {
 /// Each worked example of the reference passes `msrgate test` on the model of KVM. `msrgate check` gives no
 /// warning about it, except that a pinned register disturbs kexec.
 #[test]
-fn every_worked_example_of_reference_passes_test_on_model() {
+fn every_worked_example_of_reference_passes_msrgate_test_on_model_of_kvm() {
     let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
     let examples = blocks().into_iter().filter(|one| worked.contains(one.text));
     let msrgate = |arguments: &[&str], policy: &str| {
@@ -155,7 +155,7 @@ fn every_worked_example_of_reference_passes_test_on_model() {
 /// `team.toml`, which includes the fragment `baseline.toml`, passes `check --within ceiling.toml`. A policy
 /// that does not include the fragment fails the check.
 #[test]
-fn check_within_ceiling_passes_policy_with_baseline_and_fails_policy_without_it() {
+fn check_within_ceiling_policy_passes_policy_that_includes_baseline_and_fails_other() {
     let (_, section) = REFERENCE
         .split_once("## An organisation's baseline")
         .expect("it");
@@ -286,7 +286,7 @@ fn every_key_and_word_of_policy_language_is_in_reference() {
 }
 
 #[test]
-fn every_forwarded_register_is_in_reference() {
+fn every_msr_that_policy_may_forward_to_kvm_is_in_reference() {
     let (_, rest) = REFERENCE
         .split_once("both writes are known to have the same effect:")
         .expect("the list");

@@ -26,7 +26,7 @@ fn said(output: &Output) -> String {
 /// If a file is no filter, no message quotes its values. The file may be a secret, because a link in a
 /// stranger's repository may lead to any file.
 #[test]
-fn messages_do_not_quote_values_of_file_that_is_no_filter() {
+fn messages_quote_no_value_of_file_that_is_not_a_filter() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");
@@ -88,7 +88,7 @@ fn messages_do_not_quote_values_of_file_that_is_no_filter() {
 /// The message about wrong JSON has a column only if the file is one line that begins like an output of
 /// `compile`. In other files the column of a mistake would tell the length of the value before it.
 #[test]
-fn message_about_wrong_json_tells_no_length_of_a_value() {
+fn message_about_invalid_json_does_not_reveal_length_of_a_value() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");

@@ -83,7 +83,7 @@ fn every_policy_file_in_folder_is_built_into_command() {
 }
 
 #[test]
-fn shipped_policy_has_summary_name_and_reason_for_every_entry() {
+fn shipped_policy_has_summary_and_its_own_name_and_each_entry_has_reason() {
     for name in names() {
         let resolved = read(&name);
         let policy = resolved.policy();

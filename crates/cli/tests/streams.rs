@@ -294,7 +294,7 @@ fn exit_code_is_the_answer_if_reader_closes_pipe_before_all_is_written() {
 /// If the disk is full, a command that writes a file fails. The old file stays, and no part of the new one
 /// remains.
 #[test]
-fn failed_write_of_output_file_keeps_old_file() {
+fn command_that_fails_to_write_output_file_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let full_disk = "ulimit -f 0; exec";
     let file = folder.path().join("file");

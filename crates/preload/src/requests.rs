@@ -66,7 +66,7 @@ impl Request {
         self.asked as u32
     }
 
-    /// Passes the request to the kernel.
+    /// Passes the request to the kernel unchanged, without the run's cookie.
     #[inline]
     pub(crate) fn pass(self) -> Returned {
         // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
@@ -95,7 +95,7 @@ impl Request {
     }
 }
 
-/// Handles `KVM_RUN`.
+/// Handles a `KVM_RUN` request of the VMM.
 #[inline]
 pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {

@@ -42,7 +42,7 @@ pub(crate) enum First {
 /// The result of [`run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ran {
-    /// The result for the VMM.
+    /// `KVM_RUN` returns to the VMM with this result.
     Returned(Returned),
     /// The kernel has run another vCPU, up to an exit: the VMM's descriptor is no longer that of the vCPU in
     /// the table.

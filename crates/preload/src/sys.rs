@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
 use msrgate_state::lowest_library_fd;
 
-/// The cookie of this run; 0 outside of a run.
+/// The cookie of this run, by which the run's seccomp filter recognises the library's calls; 0 outside of a
+/// run.
 static COOKIE: AtomicU64 = AtomicU64::new(0);
 
 /// Sets the cookie that the calls of [`guarded_ioctl`] carry from now on.

@@ -30,7 +30,7 @@ struct Slot {
     readers: AtomicU32,
 }
 
-/// A VM or vCPU, and the number of its users.
+/// An entry of the table: a VM or vCPU, and the number of threads that use it.
 struct Entry {
     users: AtomicU32,
     /// The next entry in the list of entries that were taken out of their slots.
@@ -40,7 +40,8 @@ struct Entry {
     thing: Thing,
 }
 
-/// The slots, and a list of the entries taken out of them.
+/// A table of the process's VMs and vCPUs: a slot for each descriptor number, and a list of the entries that
+/// were taken out of their slots.
 pub(crate) struct Table {
     slots: Box<[Slot; FDS]>,
     taken: AtomicPtr<Entry>,

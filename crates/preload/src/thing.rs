@@ -33,7 +33,7 @@ impl Thing {
         }
     }
 
-    /// Our own descriptor of it.
+    /// Returns the descriptor of this VM or vCPU that the library has made for itself.
     pub(crate) fn own(&self) -> RawFd {
         match self {
             Self::Vm(vm) => vm.own.as_raw_fd(),
@@ -67,7 +67,7 @@ pub(crate) struct Vm {
     rewinds: AtomicBool,
     pub(crate) has_registers: bool,
     has_one_variant: bool,
-    /// Our own descriptor of the VM, by which the library recognises it.
+    /// The library's own descriptor of the VM, by which the library recognises it.
     own: OwnedFd,
 }
 
@@ -206,7 +206,7 @@ impl Vcpu {
         })
     }
 
-    /// Our own descriptor of it.
+    /// Returns the descriptor of this vCPU that the library has made for itself.
     pub(crate) fn own(&self) -> RawFd {
         self.page.own()
     }

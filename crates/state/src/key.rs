@@ -1,4 +1,4 @@
-//! The kind of an access, encoded in one word.
+//! The kind of an MSR access, which is encoded in one 64-bit word.
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_program::answer::Disposition;
@@ -6,11 +6,11 @@ use msrgate_program::answer::Disposition;
 /// A kind of access: an MSR, a direction, the gate's disposition and the reason of the exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
-    /// The gate's disposition of the access.
+    /// The disposition of the access: the way in which the gate handled it, such as denied or killed.
     pub disposition: Disposition,
     /// The reason of the exit to user space.
     pub reason: ExitReason,

@@ -26,7 +26,7 @@ pub const MAX_PROGRAM: usize = 16 << 20;
 const PLACES: usize = 8192;
 /// The number of rings of events. Each VM has one, and shares it with other VMs only if the run has more VMs than this.
 pub(crate) const RINGS: usize = 8;
-/// The number of entries in a ring of events.
+/// The number of events for which a ring has room.
 const EVENTS: usize = 2048;
 /// The number of a ring's entries that are kept free for accesses with the action `kill`. Such accesses are
 /// few, as each one ends the VMM.
@@ -87,7 +87,7 @@ pub struct Layout {
     pub(crate) words: usize,
 }
 
-/// The data that the command passes to the library of a new run.
+/// The data of a new run that the command passes to the library in the VMM.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRun<'p> {
     /// The cookie of the run: a number in the system calls that only the library may make. By the number the
@@ -198,7 +198,7 @@ impl Layout {
 }
 
 impl NewRun<'_> {
-    /// Encodes the state page of the new run as bytes.
+    /// Returns the bytes of a state page for this new run.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let events = if self.has_events { EVENTS } else { 0 };

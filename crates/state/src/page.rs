@@ -25,7 +25,7 @@ pub struct Seen {
     pub value: u64,
     /// The number of the vCPU that made the access.
     pub vcpu: u32,
-    /// The process ID of the VMM.
+    /// The process ID of the VMM whose guest made the access.
     pub pid: u32,
     /// The number of the VM in this run, from [`Page::add_vm`].
     pub vm: u32,
@@ -38,9 +38,9 @@ pub struct Seen {
 /// The decision of the limit on events per second about one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
-    /// The access becomes an event.
+    /// The access is within the limit, and becomes an event.
     Passes,
-    /// The access is counted as one whose event is held back.
+    /// The access is beyond the limit: it is counted, but does not become an event.
     HeldBack,
 }
 

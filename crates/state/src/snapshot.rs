@@ -6,7 +6,7 @@ use crate::key::Kind;
 use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, RINGS, VM_WORDS, word};
 use crate::page::Seen;
 
-/// A copy of a state page.
+/// A copy of a state page, from which the command reads what happened in the run.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     words: Vec<u64>,
@@ -60,7 +60,7 @@ impl Cursor {
     }
 }
 
-/// The result of [`Snapshot::events_since`].
+/// The new events that [`Snapshot::events_since`] has found, and the cursor for the next call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
     /// The events that were read, in order of their time.

@@ -1,4 +1,4 @@
-//! `msrgate exec`: runs an unmodified VMM behind a policy.
+//! `msrgate exec`: runs an unmodified VMM under a policy.
 //!
 //! This process compiles the policy, writes it into the run's state page, sets a seccomp filter by which
 //! only the library can make VMs, and becomes the VMM by execve(2). Two parts of msrgate remain: the library
@@ -216,7 +216,7 @@ fn preload(library: &Path) -> Result<OsString, Failure> {
     Ok(all)
 }
 
-/// Prints a sentence to standard error.
+/// Prints a sentence to standard error, with `msrgate: ` before it.
 pub(super) fn say(text: &str) {
     crate::results::talk(&sentence(text));
 }

@@ -37,7 +37,7 @@ pub(super) struct Trace {
     size: Option<u64>,
 }
 
-/// Tells if a whole trace was read, or only a part of it.
+/// The part of a trace that was read: the whole trace, or less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     Whole,

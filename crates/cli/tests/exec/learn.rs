@@ -192,7 +192,7 @@ fn learn_passes_signals_to_vmm_returns_its_status_and_ends_it_at_until_text() {
 /// The VMM goes on in the background in a session of its own, as QEMU with `-daemonize` does. `learn` still
 /// ends it at a signal, and when the time of `--until` is over.
 #[test]
-fn learn_ends_vmm_in_background_by_signal_and_by_time() {
+fn learn_ends_vmm_in_background_after_signal_and_after_until_time() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_line_has_percentage_for_file_and_none_for_stream() {
+    fn progress_line_shows_percentage_only_if_size_of_trace_is_known() {
         let (line, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
         let half = text(line, 3 << 20, Some(6 << 20));
         assert_eq!(half, "1 lines, 3 MiB, 50 %");
