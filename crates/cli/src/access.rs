@@ -1,9 +1,9 @@
-//! The access rights of a file, which are given to the new file that replaces it: owner, group, mode, and
-//! POSIX ACL.
+//! The access rights of a file (owner, group, mode and POSIX ACL), which msrgate gives to the new file that
+//! replaces it.
 //!
 //! No user may do more with the new file than with the old one, except for the caller, who makes the file.
-//! The bits setuid, setgid and sticky are not carried over: the files are data, and if the file gets another
-//! owner, that owner did not set the bits.
+//! The new file does not get the bits setuid, setgid and sticky: the files are data, and if the new file has
+//! another owner, that owner did not set the bits.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
@@ -32,7 +32,7 @@ pub(crate) struct Access {
     acl: Option<Acl>,
 }
 
-/// The extent to which a new file has got the access rights of the old file.
+/// The access rights of the old file that the new file has got: all, or all except those of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
     /// The new file has the old file's group, and all rights of its mode and ACL.
@@ -113,8 +113,8 @@ impl Access {
     }
 
     /// Returns the mode's bits for the new file. If the new file has lost the old group, the members of that
-    /// group count as others, and others may be members of the new group. So the new group and others both
-    /// get only the rights that the old group and others had in common.
+    /// group count as others, and others may be members of the new group. So the new file gives its group
+    /// and others only the rights that the old file gave to both its group and others.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {
@@ -185,8 +185,9 @@ impl Acl {
         })
     }
 
-    /// Returns the ACL for a file that has lost its group. The file's new group gets no rights. Members of
-    /// the lost group now count as others, so others keep only the rights that the lost group had too.
+    /// Returns the ACL for a file whose group could not be kept. The file's new group gets no rights.
+    /// Members of the old group now count as others, so others keep only those of their rights that the old
+    /// group had, too.
     fn without_group(&self) -> Self {
         let mask = self.rights_of(Self::MASK).unwrap_or(0o7);
         let lost = self.rights_of(Self::OWNING_GROUP).unwrap_or(0) & mask;

@@ -3,7 +3,7 @@
 //! The descriptors that msrgate was started with.
 //!
 //! The standard library opens `/dev/null` in place of a closed descriptor 0, 1 or 2 before `main` begins.
-//! Only code that runs earlier can see which of them were closed.
+//! Only code that runs before that can see which of these descriptors were closed.
 
 #![expect(
     unsafe_code,

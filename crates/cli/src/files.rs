@@ -46,15 +46,17 @@ impl Inode {
         Some(Self::of(&metadata))
     }
 
-    /// Returns the inode of the file that `path` leads to, through all links, including links to open files.
+    /// Returns the inode of the file to which `path` leads through all symbolic links, including links to
+    /// open files in `/proc`.
     pub(crate) fn behind(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
         Some(Self::of(&metadata))
     }
 }
 
-/// The identity of a file, together with the folder from which its includes are looked up. Two hard links in
-/// one folder are the same policy. In another folder, a hard link may include other files.
+/// The identity of a policy's file: its inode, and the folder from which its includes are looked up. Two
+/// hard links to a file are one policy if they are in one folder. In another folder, the includes of a hard
+/// link may be other files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     inode: Inode,
@@ -62,7 +64,7 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    /// Returns the identity of an opened file with a `path` without links.
+    /// Returns the identity of an opened file, whose `path` has no symbolic links.
     fn of(metadata: &Metadata, path: &Path) -> Self {
         Self {
             inode: Inode::of(metadata),
@@ -74,16 +76,16 @@ impl FileId {
 /// A regular file that was opened, with its metadata from before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The path of the opened file, without links.
+    /// The path of the opened file, without symbolic links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
-    /// The file's access rights, which a new file gets that replaces this file.
+    /// The file's access rights. A new file that replaces this file gets the same rights.
     pub(crate) access: io::Result<Access>,
 }
 
 impl Opened {
-    /// Returns the opened file, to which `argument` led. Returns `None` if it is not a regular file, or has
-    /// no name.
+    /// Returns the record of the opened file `file`, to which the path `argument` led. Returns `None` if the
+    /// file is not a regular file, or has no name.
     fn of(argument: &Path, file: &File) -> Option<Self> {
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
         let path = argument.canonicalize().ok()?;
@@ -116,8 +118,9 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder from which the input's includes are looked up: the folder of the real file, behind all
-        /// links. For an open file without a name, such as a pipe at `/dev/stdin`, it is the working folder.
+        /// The folder from which the input's includes are looked up: the folder of the file to which all
+        /// symbolic links lead. For an input without a file name, such as a pipe at `/dev/stdin`, it is the
+        /// working folder.
         folder: PathBuf,
         /// The regular file that was read, or `None` if the input was a pipe or the like.
         opened: Option<Box<Opened>>,
@@ -137,7 +140,8 @@ impl Place {
         Self::File { folder, opened }
     }
 
-    /// Returns the bytes that identify the text that was read from this place.
+    /// Returns bytes that stand for the place from which a text was read: for a regular file, its path
+    /// without symbolic links.
     pub(crate) fn identity(&self) -> Vec<u8> {
         match self {
             Self::File {
@@ -195,7 +199,7 @@ impl Files {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }
 
-    /// Reads the file at a path without links, unless it was read before.
+    /// Reads the file at a path without symbolic links, unless the file was read before.
     fn file(&mut self, path: PathBuf) -> Result<Source, IncludeError> {
         if let Some(known) = self.by_path.get(&path) {
             return known.clone();
@@ -323,8 +327,8 @@ fn failed(error: &io::Error) -> IncludeError {
     IncludeError::new(missing::reason(error))
 }
 
-/// Opens a regular file. For anything else the function returns an error at once: it does not wait for the
-/// writer of a pipe.
+/// Opens a regular file. For a pipe or a device the function returns an error at once, and does not wait for
+/// another process to open the pipe.
 fn open(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
         .read(true)
@@ -363,7 +367,8 @@ fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     })
 }
 
-/// Returns true if the text before the first bytes that are not UTF-8 says that it is a policy.
+/// Returns true if these bytes begin like a policy: the text before the first bytes that are not UTF-8 says
+/// `policy = 1`.
 fn is_policy_so_far(bytes: &[u8]) -> bool {
     is_policy(text_before_others(head_of(bytes)))
 }

@@ -22,7 +22,7 @@ use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
 
-/// The bytes of the file that an argument names, and the place that they were read from.
+/// The bytes of the file that a command's argument names, and the place from which they were read.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// The name of the input in messages.

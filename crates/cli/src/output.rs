@@ -12,7 +12,8 @@ use crate::results::talk;
 /// The version of the JSON format, which every JSON answer contains.
 pub(crate) const SCHEMA: u32 = 1;
 
-/// Prints a message to standard error. If that fails, the exit code still gives the answer.
+/// Prints a message to standard error. An error of printing is ignored, because the exit code gives the
+/// answer.
 pub(crate) fn say(what: &dyn fmt::Display) {
     talk(&what.to_string());
 }

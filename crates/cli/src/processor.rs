@@ -93,9 +93,9 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
 }
 
 /// Returns the processor on which the two sides of a comparison are compared, or `None` if they are compared
-/// on all processors. This is the processor that `--cpu` asks for. Without `--cpu`, if one side is a filter
-/// and the other differs by processor, it is the processor that the filter was compiled for. Prints the
-/// choice to standard error.
+/// on all processors. If `--cpu` asks for a processor, the function returns that processor. Without `--cpu`,
+/// if one side is a filter and the other side differs by processor, the function returns the processor that
+/// the filter was compiled for. Prints the choice to standard error.
 ///
 /// # Errors
 /// A filter was compiled for another processor than the arguments ask for, or for one that `--cpu` does not

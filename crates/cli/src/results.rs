@@ -1,4 +1,4 @@
-//! The writers for results and messages. They replace characters that a person would not see.
+//! The writers for results and messages. The writers replace characters that a person would not see.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,8 +15,8 @@ use crate::terminal::{self, wrapped};
 /// Text is written line by line. Characters that a person does not [see](is_seen) are replaced, except for
 /// line feeds, tabs and msrgate's own styles.
 pub(crate) struct Results {
-    /// The stream for the results. It is not [`io::Stdout`], which ignores that a descriptor is not open for
-    /// writing.
+    /// The stream for the results: a duplicate of standard output's descriptor. [`io::Stdout`] would hide
+    /// the error if that descriptor is not open for writing.
     stream: io::Result<AutoStream<File>>,
     /// The incomplete last line: text after the last line feed, which is not yet written to standard output.
     line: Vec<u8>,
@@ -99,7 +99,8 @@ impl Write for Results {
     }
 }
 
-/// Prints a message to standard error. If that fails, the exit code still gives the answer.
+/// Prints a message to standard error. An error of printing is ignored, because the exit code gives the
+/// answer.
 pub(crate) fn talk(text: &str) {
     let text = fitted(styled(text), terminal::of_talk());
     let _ = anstream::stderr().write_all(text.as_bytes());

@@ -4,8 +4,8 @@ use std::io;
 
 use terminal_size::{Width, terminal_size_of};
 
-/// The smallest width in columns at which lines are broken. On a narrower terminal lines have this width,
-/// too.
+/// The smallest width in columns at which lines are broken. On a terminal that is narrower than this, lines
+/// are broken at this width.
 const LEAST: usize = 20;
 
 /// The number of columns by which the continuation of a broken line is indented, if it does not stand below

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 /// The memory in KiB that a comparison needs at most according to the reference: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
-/// Runs `msrgate` with at most [`MOST_MEMORY`] of memory. It aborts if it needs more.
+/// Runs `msrgate` with a limit of [`MOST_MEMORY`] on its memory, beyond which the command aborts.
 fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");

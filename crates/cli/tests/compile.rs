@@ -299,8 +299,8 @@ fn compile_refuses_output_path_of_policy_that_it_compiles() {
     assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
 }
 
-/// If the output path leads to a file that `compile` has read, the command refuses and the file stays. This
-/// holds for every link to the file and for every open descriptor of it.
+/// If the output path leads to a file that `compile` has read, by a link or by an open descriptor, the
+/// command exits with an error, and the file stays unchanged.
 #[test]
 fn compile_refuses_output_path_that_leads_to_policy_or_included_file() {
     let folder = tempfile::tempdir().unwrap();

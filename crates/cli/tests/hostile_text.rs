@@ -68,7 +68,7 @@ fn run(arguments: &[&str]) -> Output {
     command.output().expect("the command runs")
 }
 
-/// Returns the text without styles. Other escapes are kept.
+/// Returns the text without the escapes of text styles. Other terminal escapes are kept.
 fn without_styles(text: &str) -> String {
     let mut parts = text.split('\u{1b}');
     let mut rest = parts.next().unwrap_or_default().to_owned();
@@ -109,7 +109,7 @@ struct Files {
     folder: TempDir,
     /// A correct policy with the hostile text in its strings.
     policy: String,
-    /// Policies with mistakes. Each has the hostile text in a place of its own.
+    /// Policies with mistakes. Each policy has the hostile text in another place.
     wrong: Vec<String>,
     /// Files with the hostile text to replay or to import.
     others: Vec<String>,

@@ -128,7 +128,7 @@ fn message_does_not_quote_secret_file_that_link_in_place_of_policy_leads_to() {
 }
 
 /// If a file is no policy, or is in an unknown version of the language, messages tell at most the version.
-/// They do not tell the file's length either, because the length of a secret is a part of the secret.
+/// Messages do not tell the file's length either, because the length of a secret is a part of the secret.
 #[test]
 fn message_about_file_that_is_no_policy_reveals_at_most_its_version() {
     const NONE: &str = "this text is not a policy";
@@ -376,8 +376,8 @@ fn policy_argument_that_is_dangling_link_named_like_shipped_policy_is_an_error()
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Paths that differ only in bytes that are not UTF-8 are printed differently. A path of plain text that is
-/// spelt like the printed form of one of these paths is printed differently, too.
+/// Paths that differ only in bytes that are not UTF-8 are printed differently. A plain path whose text
+/// equals the printed form of such a path is printed differently, too.
 #[test]
 fn different_paths_that_are_not_utf8_have_different_names_in_text_and_json() {
     let folder = folder();

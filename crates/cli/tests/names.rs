@@ -199,8 +199,8 @@ fn json_about_conflict_of_entries_in_two_files_has_place_in_both_files() {
 }
 
 /// `compile` refuses an output path through `/proc/PID/root` into another mount namespace. The kernel
-/// follows such a path to a file there; without its links, the path would name a file in this namespace.
-/// Both files stay.
+/// follows such a path to a file in the other namespace. With its links resolved, the path would name a file
+/// in this namespace. Neither file is changed.
 #[test]
 fn compile_refuses_output_path_into_another_mount_namespace() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -175,8 +175,8 @@ fn compiled_filter_names_processor_that_cpu_option_chose() {
     );
 }
 
-/// Every command refuses a misspelt vendor. No `[[when]]` would hold for it, and an allowing default would
-/// then allow everything.
+/// Every command refuses a misspelt vendor. No `[[when]]` section would hold for a misspelt vendor, so a
+/// default action of `allow` would allow everything.
 #[test]
 fn misspelt_vendor_is_refused_by_every_command() {
     let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];

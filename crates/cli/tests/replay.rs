@@ -201,7 +201,7 @@ fn replay_exits_2_if_ctrl_c_also_ends_tracer_while_replay_waits_for_line() {
 }
 
 /// Waits until the run of the command has a handler for SIGINT and sleeps, which means that it waits for its
-/// input. Returns false if that does not happen within about 20 seconds.
+/// input. Returns false if the command does not wait for its input within about 20 seconds.
 fn reads(run: &mut Child) -> bool {
     const SIGINT: u64 = 1 << 1;
     for _ in 0..10_000 {

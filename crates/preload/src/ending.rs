@@ -1,8 +1,8 @@
-//! Unsafe: a destructor of a thread's value, and exit(3).
+//! Unsafe: sets a thread's value with a destructor, and calls exit(3).
 //!
-//! The end of a process whose main thread has ended by `pthread_exit` while others went on. The C library
-//! ends such a process with status 0 when the last of its threads ends. The helper thread never ends, so it
-//! ends the process itself once it is the only one left.
+//! The end of a process whose main thread has ended by `pthread_exit` while other threads went on. The C
+//! library ends such a process with status 0 when its last thread ends. The library's helper thread never
+//! ends, so it ends the process itself once it is the only thread left.
 #![expect(unsafe_code, reason = "pthread keys and exit(3) have no safe form")]
 
 use std::ffi::c_void;
@@ -133,9 +133,11 @@ fn threads_of_program(all: u64) -> Option<u64> {
     (listed == all && threads() == Some(all)).then_some(all - of_kernel)
 }
 
-/// Returns true if a thread's `stat` (proc(5)) is that of a thread that the kernel has made for itself.
+/// Returns true if `stat`, the text of a thread's file `stat` (proc(5)), says that the kernel has made the
+/// thread for its own use.
 fn is_of_kernel(stat: &str) -> bool {
-    /// `PF_USER_WORKER` (`linux/sched.h`), since Linux 6.4: before that KVM's threads are in no process.
+    /// The flag `PF_USER_WORKER` (`linux/sched.h`) of a thread that the kernel has made in a process. It
+    /// exists since Linux 6.4; in earlier kernels KVM's threads belong to no process.
     const USER_WORKER: u32 = 0x4000;
     // The second field is a name in parentheses, which may contain anything. The flags are the ninth.
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields);

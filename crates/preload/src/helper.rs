@@ -2,9 +2,9 @@
 //!
 //! The helper thread, which makes the system calls that a VMM's own threads may not make.
 //!
-//! VMMs put their threads under seccomp. The helper thread is started before that, at the process's first
-//! KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for it,
-//! which takes only futex calls.
+//! VMMs put their threads under seccomp filters. The helper thread is started earlier, at the process's
+//! first KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for
+//! it, which takes only futex calls.
 #![expect(unsafe_code, reason = "pthread_tryjoin_np has no safe form")]
 
 use std::collections::VecDeque;
@@ -46,9 +46,9 @@ impl Helper {
     }
 
     /// Starts the helper thread, if it was not started before. Between jobs the thread calls the function
-    /// that `prepare` returns. That function returns the time after which it is to be called again even
-    /// without a job. If the helper thread was started before, `prepare` is not called: it may make system
-    /// calls that seccomp forbids by now.
+    /// that `prepare` returns. The function that `prepare` returns gives the time after which it is to be
+    /// called again even without a job. If the helper thread was started before, `prepare` is not called: it
+    /// may make system calls that seccomp forbids by now.
     ///
     /// # Errors
     /// The kernel does not make the thread.

@@ -1,4 +1,4 @@
-//! Unsafe: two functions of the C library, and code before `main`.
+//! Unsafe: replaces two functions of the C library, and runs code before `main`.
 //!
 //! A library that puts an MSR policy into an unmodified VMM. `msrgate exec` has the dynamic linker load the
 //! library before the C library, so that the VMM calls the `ioctl` and `close` of this crate.

@@ -1,4 +1,5 @@
-//! Unsafe: a page that is zeros in a forked child, and a function that the C library calls there.
+//! Unsafe: maps a page that the kernel fills with zeros in a forked child, and registers a function that the
+//! C library calls in the child.
 //!
 //! The library's data about its process. A forked child begins anew: it has none of the parent's threads,
 //! its copies of locks that were held during the fork are never released, and it cannot use the parent's
@@ -30,8 +31,9 @@ pub(crate) struct Process {
 /// kernel fills with zeros in a forked child.
 static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
 
-/// The last process that this one was, or was forked from, and that has made a KVM request: a forked child closes the
-/// library's descriptors of that process's VMs. As long as a child had them, KVM would keep the VMs.
+/// The data of the process that last made a KVM request: this process, or one from which it was forked. A
+/// forked child closes its copies of the library's descriptors of that process's VMs, because KVM would keep
+/// the VMs as long as the child has them.
 static LAST: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
 extern "C" fn begin_child() {

@@ -1,4 +1,4 @@
-//! Unsafe: passes on requests whose arguments are the VMM's.
+//! Unsafe: passes requests to the kernel with arguments that the VMM gave.
 //!
 //! The KVM requests that the library handles. Every other request goes to the kernel unchanged.
 #![expect(
@@ -33,13 +33,13 @@ const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
-/// `KVM_X86_SET_MSR_FILTER` with the size that the structure has in 32-bit programs.
+/// The number of the request `KVM_X86_SET_MSR_FILTER` with the structure size of 32-bit programs.
 const KVM_X86_SET_MSR_FILTER_OF_32: u32 = 0x4104_aec6;
 /// A request number of KVM's form that no KVM request has.
 const UNKNOWN: u32 = 0x4188_aeff;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
-/// The requests for which the library must know the VM or vCPU behind the descriptor.
+/// The numbers of KVM requests for which the library must know which VM or vCPU the descriptor is of.
 const LOOKED_UP: [u32; 7] = [
     KVM_CREATE_VCPU,
     KVM_SET_CPUID,
@@ -82,9 +82,9 @@ impl Request {
     }
 
     /// Passes a request number that KVM does not know to the kernel instead, on the same descriptor. The
-    /// kernel then returns the error that it returns for an MSR filter on a descriptor that is not a VM's,
-    /// and for the 32-bit form of the request in a 64-bit program. So the VMM cannot set a filter that
-    /// bypasses the gate.
+    /// kernel's error is the same as for an MSR filter on a descriptor that is not a VM's, and as for the
+    /// 32-bit form of the request in a 64-bit program. The VMM cannot set a filter in this way that bypasses
+    /// the gate.
     fn pass_unknown(self) -> Returned {
         let asked = c_ulong::from(UNKNOWN);
         Self { asked, ..self }.pass()

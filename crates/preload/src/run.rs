@@ -49,7 +49,7 @@ pub(crate) enum Ran {
     Other,
 }
 
-/// Runs a vCPU until it has an exit for the VMM. `enter` makes the `KVM_RUN` system call.
+/// Runs a vCPU until there is an exit that the VMM has to handle. `enter` makes the `KVM_RUN` system call.
 pub(crate) fn run(
     process: &'static Process,
     vcpu: &Arc<Vcpu>,

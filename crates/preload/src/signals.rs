@@ -1,7 +1,7 @@
 //! Unsafe: asks for the actions of signals, and changes a thread's mask.
 //!
-//! The VMM's signals. The library's helper thread must receive none of them, and a signal that is meant to
-//! make `KVM_RUN` return must have that effect.
+//! The handling of the VMM's signals. The library's helper thread must receive none of the VMM's signals,
+//! and a signal that is meant to make `KVM_RUN` return must have that effect.
 #![expect(unsafe_code, reason = "sigaction(2) has no safe form")]
 
 use std::ffi::c_int;

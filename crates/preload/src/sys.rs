@@ -1,8 +1,8 @@
-//! Unsafe: system calls by the `syscall` instruction.
+//! Unsafe: makes system calls by the `syscall` instruction.
 //!
 //! This library replaces the C library's `ioctl` and `close` in this process, so it makes the system calls
-//! itself. Some requests the kernel allows only to this library: they carry the run's cookie in R10, which
-//! ioctl(2) does not use.
+//! itself. The run's seccomp filter allows some requests only to this library: the library passes the run's
+//! cookie in R10, a register that ioctl(2) does not use.
 #![expect(unsafe_code, reason = "there is no function below this one to call")]
 
 use std::arch::asm;
@@ -24,7 +24,7 @@ pub(crate) fn set_cookie(cookie: u64) {
     COOKIE.store(cookie, Ordering::Relaxed);
 }
 
-/// The result of a system call: a number, or a negated error number.
+/// The result of a system call: a number that is not negative, or an error number with a minus sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Returned(i64);
 
@@ -34,13 +34,13 @@ impl Returned {
         Self(-(errno as i64))
     }
 
-    /// The result 0 of a call that succeeded.
+    /// The result 0 of a system call that succeeded.
     pub(crate) const DONE: Self = Self(0);
 
-    /// Returns the number of a call that succeeded.
+    /// Returns the number that a system call has returned, if the call succeeded.
     ///
     /// # Errors
-    /// The error number of a call that failed.
+    /// The system call failed with this error number.
     pub(crate) fn get(self) -> Result<i32, c_int> {
         match self.0 {
             -4095..=-1 => Err(c_int::try_from(-self.0).unwrap_or(libc::EIO)),
@@ -48,7 +48,8 @@ impl Returned {
         }
     }
 
-    /// Returns the result as a function of the C library does: -1 with `errno` set if the call failed.
+    /// Returns the result in the way of the C library's functions: if the call failed, sets `errno` and
+    /// returns -1.
     pub(crate) fn as_c(self) -> c_int {
         self.get().unwrap_or_else(|errno| {
             // SAFETY: the function has no condition; the C library has a place for each thread's errno.
@@ -196,8 +197,8 @@ pub(crate) fn say(text: &str) {
     let _ = unsafe { call(libc::SYS_write, arguments) };
 }
 
-/// Ends this process at once. The first process of a PID namespace ignores its own SIGKILL; `exit_group(2)`
-/// ends it.
+/// Ends this process at once by SIGKILL. The first process of a PID namespace ignores a SIGKILL from itself,
+/// so the function then calls `exit_group(2)`.
 pub(crate) fn end_process() -> ! {
     const KILLED: u64 = 137;
     let pid = u64::from(process());

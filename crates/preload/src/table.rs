@@ -3,10 +3,10 @@
 //! A table of this process's VMs and vCPUs by file descriptor number.
 //!
 //! The library's `close` may be called from anywhere, also by the library itself, so it takes no lock and
-//! allocates nothing. It takes the thing out of its slot and leaves it to the helper thread, which drops the
-//! thing when it has no user. A thread that looks up a thing counts itself in the slot, then in the thing,
-//! and then leaves the slot's count. So once a thing was taken out of its slot, and the slot was seen
-//! without readers, the thing's own count has all of its users.
+//! allocates nothing. `close` takes a VM or vCPU out of its slot, and the helper thread drops the VM or vCPU
+//! when no thread uses it. A thread that looks up a VM or vCPU adds 1 to the slot's count of readers, then 1
+//! to the entry's count of users, and then subtracts 1 from the slot's count. Once an entry was taken out of
+//! its slot and the slot's count was seen to be 0, the entry's own count includes all its users.
 #![expect(unsafe_code, reason = "a slot's pointer is followed under a count")]
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};

@@ -223,8 +223,8 @@ impl Vcpu {
         *held = Some(leaves);
     }
 
-    /// Binds the vCPU to the gate, which answers its exits from then on. The helper thread calls this before
-    /// the vCPU's first `KVM_RUN`.
+    /// Binds the vCPU to the VM's gate. From then on the gate answers the vCPU's exits. The helper thread
+    /// calls this before the vCPU's first `KVM_RUN`.
     ///
     /// # Errors
     /// The sentence that says why not.
@@ -254,7 +254,7 @@ impl Vcpu {
         }
     }
 
-    /// Locks the gate's part of the vCPU: `None` until the vCPU is bound.
+    /// Locks the vCPU's part of the gate, and returns it: `None` until the vCPU is bound.
     #[inline]
     pub(crate) fn gate(&self) -> MutexGuard<'_, Option<VcpuGate>> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)

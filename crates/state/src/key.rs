@@ -59,8 +59,8 @@ impl Kind {
     }
 
     /// Returns the number of the place at which the search for this kind of access begins. The number is
-    /// below `places`. It is a hash of the encoded kind: a multiplication by 2^64 divided by the golden
-    /// ratio.
+    /// below `places`. The number is a hash of the encoded kind: a multiplication by 2^64 divided by the
+    /// golden ratio.
     fn home(self, places: usize) -> usize {
         let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         usize::try_from(hash).unwrap_or(0) % places.max(1)

@@ -24,7 +24,8 @@ pub const MAX_PROGRAM: usize = 16 << 20;
 
 /// The number of places in a state page: each place records one kind of access.
 const PLACES: usize = 8192;
-/// The number of rings of events. Each VM has one, and shares it with other VMs only if the run has more VMs than this.
+/// The number of rings of events. Each VM has a ring of its own, unless the run has more VMs than rings:
+/// some VMs then share a ring.
 pub(crate) const RINGS: usize = 8;
 /// The number of events for which a ring has room.
 const EVENTS: usize = 2048;
@@ -52,8 +53,8 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// The position of the number of VMs that were made in the run, including those that the VMM did not get
-    /// in the end.
+    /// The position of the number of VMs that were made in the run, including VMs that the library closed
+    /// without giving them to the VMM.
     pub(crate) const VMS_MADE: usize = 16;
     /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;

@@ -53,7 +53,8 @@ impl Cursor {
     /// The position in the page's file, in bytes, at which the command writes the bytes of [`Self::taken`].
     pub const POSITION: u64 = word::TAKEN as u64 * 8;
 
-    /// Returns the bytes that tell the library which events the reader has taken: it may then overwrite them.
+    /// Returns the bytes to write into the page so that the library learns which events were read: the
+    /// library may then overwrite these events.
     #[must_use]
     pub fn taken(&self) -> Vec<u8> {
         self.0.iter().copied().flat_map(u64::to_le_bytes).collect()
@@ -111,8 +112,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// The number of accesses whose kind found no free place in the page. The page stores only this number
-    /// of them.
+    /// The number of accesses whose kind found no free place in the page. The page stores only the number of
+    /// such accesses.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.get(word::OTHERS)

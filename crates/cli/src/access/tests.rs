@@ -16,8 +16,8 @@ fn mode_of_new_file_never_has_setuid_setgid_or_sticky_bit() {
     }
 }
 
-/// If the group is lost, no user has more rights than before: members of the lost group now count as others,
-/// and members of the new group counted as others before.
+/// If a file's group could not be kept, no user has more rights than before: members of the old group now
+/// count as others, and members of the new group counted as others before.
 #[test]
 fn mode_of_file_that_lost_its_group_gives_no_user_more_rights_than_before() {
     for mode in 0..=RIGHTS {

@@ -1,4 +1,5 @@
-//! `msrgate compile`: turns a policy into a program for msrgate, or into a filter as JSON, Rust, C or bytes.
+//! `msrgate compile`: compiles a policy into a program for msrgate's gate, or into a KVM filter as JSON,
+//! Rust, C or bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 

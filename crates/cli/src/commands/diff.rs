@@ -56,8 +56,8 @@ struct Group<'r> {
     logs: Rows<'r, LogChange>,
 }
 
-/// Changes that are turned into rows one by one while the JSON is written. A list of a million rows would
-/// take more memory than their text.
+/// A list of changes, each of which is turned into a row of JSON only when it is written. A list of a
+/// million finished rows would take more memory than their text.
 struct Rows<'r, T> {
     of: &'r [T],
     row: Box<dyn Fn(&T) -> Row + 'r>,

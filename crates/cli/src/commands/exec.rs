@@ -184,8 +184,8 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     Err(failure)
 }
 
-/// Returns true if msrgate's library can do all that the compiled policy asks for. Otherwise the policy
-/// needs a VMM with a gate of its own.
+/// Returns true if msrgate's library can do all that the compiled policy asks for. A policy that asks for
+/// more needs a VMM with a gate of its own.
 pub(super) fn can_keep(program: &Program) -> bool {
     supported::check(program, "").is_ok()
 }

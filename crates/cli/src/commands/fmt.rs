@@ -27,7 +27,8 @@ struct Report {
 #[derive(Serialize)]
 struct FileReport {
     file: String,
-    /// True if the file's text is not in canonical form; null for a file with mistakes or an error.
+    /// True if the file's text is not in canonical form; null if the file has mistakes or could not be read
+    /// or written.
     changed: Option<bool>,
     /// True if `fmt --write` has replaced the file by the policy's canonical form.
     written: bool,

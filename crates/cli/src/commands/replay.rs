@@ -41,7 +41,8 @@ pub(super) struct Trace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     Whole,
-    /// Events are missing, lines could not be read, or a Ctrl-C ended the reading.
+    /// The trace was not read as a whole: events are missing, lines could not be read, or a Ctrl-C ended the
+    /// reading.
     Part,
 }
 

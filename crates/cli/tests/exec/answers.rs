@@ -91,8 +91,8 @@ fn log_denied_makes_event_of_denied_access_and_none_of_allowed_access() {
     assert_eq!(seen, ["deny", "0x8b", "read"]);
 }
 
-/// The VMM sets its filter five times, each time with one range more, as QEMU does with `rapl`. The guest
-/// then gets what it gets without a policy.
+/// The VMM sets its filter five times, each time with one range more, as QEMU does with `rapl`. The guest's
+/// accesses have the same results as without a policy.
 #[test]
 fn filter_that_vmm_sets_again_with_one_range_more_takes_effect_each_time() {
     let Some(plain) = plain("growing") else {
@@ -124,7 +124,7 @@ fn filter_that_vmm_sets_again_with_one_range_more_takes_effect_each_time() {
 }
 
 /// The policy denies a read only on Intel's processors, and the VMM sets no CPUID for its vCPU. The library
-/// then ends the VMM.
+/// ends such a VMM.
 #[test]
 fn vmm_is_ended_with_message_if_policy_differs_by_processor_and_vcpu_has_no_cpuid() {
     let differs = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x8b = { read = 'deny', write = 'allow' }";

@@ -112,7 +112,7 @@ fn access_of_msr_0xffffffff_that_policy_allows_still_obeys_filter_of_vmm() {
 }
 
 /// The VMM gets no exit for an access that the policy denies, although its own filter and mask ask for the
-/// exit. It still gets exits for an MSR that KVM does not know.
+/// exit. The VMM still gets exits for an MSR that KVM does not know.
 #[test]
 fn filter_of_vmm_cannot_allow_access_that_policy_denies() {
     let Some(shown) = awkward(DENIES, "own-filter") else {
@@ -148,8 +148,8 @@ fn access_that_kvm_itself_refuses_exits_to_vmm_whose_mask_asks_for_it() {
     }
 }
 
-/// The VMM answers accesses of unknown MSRs while its mask asks for these exits. Otherwise the policy's
-/// `unknown` answers them.
+/// While the VMM's mask asks for exits of unknown MSRs, the VMM answers accesses of such MSRs. While the
+/// mask does not, the policy's `unknown` answers them.
 #[test]
 fn policy_answers_unknown_msr_only_while_mask_of_vmm_does_not_ask_for_exit() {
     let Some(plain) = plain("invalid") else {

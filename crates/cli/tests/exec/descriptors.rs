@@ -68,8 +68,8 @@ fn library_releases_vm_closed_by_dup2_or_close_range_without_another_kvm_request
     assert_eq!(shown, "!\n!\n!\n!\nleft: 0\n");
 }
 
-/// The VMM gives a vCPU's descriptor number to another vCPU by dup2(2). That vCPU is then guarded by its own
-/// gate.
+/// The VMM gives a vCPU's descriptor number to another vCPU by dup2(2). The vCPU that got the number is
+/// guarded by its own gate.
 #[test]
 fn vcpu_that_gets_descriptor_number_of_another_vcpu_is_guarded_by_its_own_gate() {
     for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
@@ -104,7 +104,7 @@ fn vm_and_vcpu_kept_only_by_very_high_descriptor_numbers_are_guarded() {
 }
 
 /// The VMM puts other files on the library's own descriptors, by which the library recognises vCPUs. The
-/// library then ends the VMM.
+/// library ends such a VMM.
 #[test]
 fn vmm_that_replaces_descriptors_of_library_by_other_files_is_ended() {
     let Some(ran) = descriptors(DENIES, "stolen") else {

@@ -125,8 +125,8 @@ fn assert_refused(lab: &Lab, starter: &[&str]) {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
-/// The dynamic linker ignores `LD_PRELOAD` for a program that changes its user or gains privileges. Such a
-/// VMM gets no VM.
+/// The dynamic linker ignores `LD_PRELOAD` for a program that changes its user or gains privileges. `exec`
+/// lets a VMM of this kind make no VM.
 #[test]
 fn vmm_with_setuid_bit_or_file_capabilities_gets_no_vm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {

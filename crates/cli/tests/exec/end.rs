@@ -285,8 +285,8 @@ fn summary_calls_policy_from_standard_input_standard_input() {
     assert!(ran.err.starts_with(wanted), "{}", ran.err);
 }
 
-/// After a run's watcher was killed, the next run removes the state page that the earlier run left. It
-/// removes neither a page in use nor another file.
+/// After a run's watcher was killed, the next run removes the state page that the earlier run left. The run
+/// removes neither a state page in use nor another file.
 #[test]
 fn run_removes_unused_state_pages_of_earlier_runs_and_no_other_file() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
@@ -314,7 +314,7 @@ fn run_removes_unused_state_pages_of_earlier_runs_and_no_other_file() {
 }
 
 /// The VMM can write the state page, so a guest that controls the VMM can destroy it. A message at the end
-/// of the run then says so.
+/// of the run says that the page was damaged.
 #[test]
 fn message_after_run_says_if_vmm_damaged_state_page() {
     let zeros = "dd conv=notrunc status=none bs=8 count=1 if=/dev/zero of=";

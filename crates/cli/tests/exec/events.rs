@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
 
-/// The number of refused reads that the VMM `refused many` makes. It is below the limit on events per
-/// second.
+/// The number of refused reads that the VMM `refused many` makes. The number is below the limit on events
+/// per second.
 const MANY: u64 = 900;
 
 /// The numbers of events that a file of `--events` tells of.

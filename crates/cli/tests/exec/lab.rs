@@ -206,8 +206,8 @@ pub(crate) fn ran(command: &mut Command) -> Ran {
     command.output().unwrap().into()
 }
 
-/// A policy that allows every access. The policies below differ from it in MSR 0x8b, which the guests of
-/// these tests read.
+/// A policy that allows every access. The policies below differ from this one only in MSR 0x8b, which the
+/// guests of these tests read.
 pub(crate) const ALLOWS: &str = "policy = 1\ndefault = 'allow'\n";
 pub(crate) const DENIES: &str =
     "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }\n";

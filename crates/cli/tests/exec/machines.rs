@@ -51,7 +51,7 @@ const TWO: &[u8] = &[
 ];
 
 /// The boot sector that reads MSR 0x8b once, writes `.`, or `!` after a #GP, and a line feed, and resets the
-/// machine twice. It counts the resets in the CMOS memory, which a reset does not clear.
+/// machine twice. The boot sector counts the resets in the CMOS memory, which a reset does not clear.
 const RESETS: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax

@@ -179,8 +179,9 @@ fn state_page_file_has_mode_600_under_umask_777() {
     assert_eq!((&*ran.out, ran.status), ("600\n", 0), "{}", ran.err);
 }
 
-/// Returns a script that runs the command `"$@"` as a user without other processes, whose state pages go into `pages`. The
-/// limit of processes does not hold for root, and counts the user's processes of other tests, too.
+/// Returns a script that runs the command `"$@"` as a user who has no other processes. State pages go into
+/// the folder `pages`. A test of the limit of processes needs such a user: the limit does not hold for root,
+/// and it counts all processes of the user.
 fn as_user(user: u32, limit: &str) -> String {
     format!(
         "mkdir -p dev pages; chmod 755 .; mount -t tmpfs none dev && mknod dev/kvm c 10 232 && chmod 666 dev/kvm && mount --bind dev/kvm /dev/kvm && chown {user} pages && export MSRGATE_STATE_DIR=$PWD/pages && exec setpriv --reuid={user} --regid={user} --clear-groups {limit} \"$@\""
@@ -233,7 +234,7 @@ fn message_says_if_library_cannot_start_its_helper_thread() {
 }
 
 /// If `/sys` is not readable and the policy has `unknown`, the message tells an operator what to make
-/// readable. It does not have the error's own advice, which is for the author of a VMM.
+/// readable. The message leaves out the error's own advice, which is for the author of a VMM.
 #[test]
 fn message_about_unreadable_ignore_msrs_tells_operator_what_to_make_readable() {
     let policy = "policy = 1\ndefault = 'allow'\nunknown = { read = 0, write = 'ignore' }\n";

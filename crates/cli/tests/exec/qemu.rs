@@ -13,8 +13,8 @@ use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran, skip};
 const QEMU: &str = "qemu-system-x86_64";
 
 /// The boot sector. For each read of 0x8b it writes `.` to port 0xe9, or `!` after a #GP; for the read of
-/// 0x35 it writes `Q`, `!` after a #GP, or `0` for the value 0. Then it ends QEMU with status 33 by port
-/// 0xf4.
+/// 0x35 it writes `Q`, `!` after a #GP, or `0` for the value 0. At last the boot sector ends QEMU with
+/// status 33 by port 0xf4.
 const SECTOR: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax

@@ -140,8 +140,8 @@ fn of_other_sources() -> Vec<u8> {
     bytes
 }
 
-/// The dynamic linker cannot load a library from a file system that is mounted `noexec`. `exec` then refuses
-/// the run.
+/// The dynamic linker cannot load a library from a file system that is mounted `noexec`. `exec` refuses a
+/// run with a library on such a file system.
 #[test]
 fn exec_refuses_preload_library_on_file_system_mounted_noexec() {
     if !starts(MOUNTS) {

@@ -1,9 +1,9 @@
 //! Unsafe: sets a seccomp filter on this thread, and reads the kernel's notifications.
 //!
-//! The door: a seccomp filter by which the kernel lets only the library make VMs, set MSR filters and run vCPUs. The
-//! library's requests carry the run's cookie in an argument that ioctl(2) does not have. The kernel hands
-//! all other such requests to the watcher, which prints a sentence and lets them fail with EPERM. Without a
-//! watcher they fail with ENOSYS.
+//! The door: a seccomp filter by which the kernel lets only msrgate's library make VMs, set MSR filters and
+//! run vCPUs. The library's requests carry the run's cookie in an argument that ioctl(2) does not have. The
+//! kernel hands such requests without the cookie to the watcher, which prints a sentence and makes them fail
+//! with EPERM. If the watcher has ended, the requests fail with ENOSYS.
 //!
 //! The filter applies to the VMM and its children from their first instruction on, whether or not they load
 //! the library.
@@ -74,7 +74,8 @@ mod bpf {
     pub(super) const COOKIE_HIGH: u32 = COOKIE_LOW + 4;
 }
 
-/// `AUDIT_ARCH_*` (`linux/audit.h`), and ioctl(2)'s number for each.
+/// The architectures of system calls, `AUDIT_ARCH_*` (`linux/audit.h`), and the number of ioctl(2) for each
+/// of them.
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 const IOCTL: u32 = 16;

@@ -55,7 +55,8 @@ enum Kind {
     Unknown,
 }
 
-/// The number of scripts in a chain of interpreters that the check follows, as the kernel does.
+/// The largest number of scripts that the check follows if the interpreter of a script is itself a script.
+/// The kernel has the same limit.
 const DEPTH: usize = 4;
 
 /// Checks, as far as the file shows it, that the program will load msrgate's library. Returns the C library

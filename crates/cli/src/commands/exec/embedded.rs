@@ -13,7 +13,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{loadable, process};
 
-/// The library that `MSRGATE_PRELOAD_FILE` named when the command was built; empty if it named none.
+/// The bytes of the preload library that `MSRGATE_PRELOAD_FILE` named when the command was built; empty if
+/// the variable was not set.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 
 /// Returns the path of a copy of the embedded library, or `None` if the command has no embedded library.

@@ -2,7 +2,7 @@
 //!
 //! A test whether another process has a file open for writing, or mapped. The kernel grants no write lease
 //! on a file while another open file description of the file is writable, and a mapping keeps its file
-//! description open. So the watcher needs no process IDs, which differ between PID namespaces.
+//! description open. By this test the watcher needs no process IDs, which differ between PID namespaces.
 #![expect(unsafe_code, reason = "F_SETLEASE has no safe form")]
 
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Unsafe: fork(2), execve(2), and descriptors by their numbers.
+//! Unsafe: calls fork(2) and execve(2), and uses descriptors by their numbers.
 //!
 //! The processes of a run: this process, which becomes the VMM, and the watcher.
 #![expect(
@@ -171,8 +171,8 @@ pub(in crate::commands) fn child(act: impl FnOnce() -> u8) -> io::Result<Pid> {
     }
 }
 
-/// Runs `act` in a process that is no child of this one and has no terminal. So the VMM, which replaces this
-/// process, never has to reap a child that it does not know.
+/// Runs `act` in a process that is not a child of this process and has no terminal. The VMM will replace
+/// this process, and must not have to reap a child that it does not know.
 ///
 /// # Errors
 /// The kernel makes no process.

@@ -1,6 +1,6 @@
-//! The watcher: a small process beside the VMM. It refuses and reports requests at the door, writes events,
-//! and prints the summary at the end. No VM depends on the watcher: if it dies, no new VM can be made
-//! without the library, and running VMs stay guarded.
+//! The watcher: a small process beside the VMM. The watcher refuses and reports KVM requests that bypass the
+//! library, writes events, and prints the summary at the end. No VM depends on the watcher: if it dies, no
+//! new VM can be made without the library, and running VMs stay guarded.
 //!
 //! # Terminology
 //!

@@ -8,10 +8,11 @@ use msrgate_policy::trace::LineNumber;
 /// The time between two updates of the progress line.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// The number of trace lines between two readings of the clock: a power of two.
+/// The number of trace lines after which the clock is read again, to see if the progress line needs an
+/// update. It is a power of two.
 const LINES: u64 = 1 << 10;
 
-/// The progress line. It is shown only if standard error is a terminal.
+/// The progress line. The line is shown only if standard error is a terminal.
 pub(super) struct Progress {
     is_terminal: bool,
     size: Option<u64>,
