@@ -61,7 +61,8 @@ impl Results {
         self.note(text.as_bytes(), Write::write_all);
     }
 
-    /// Writes bytes, and notes an error. If there are no bytes, a closed stream is no error.
+    /// Writes bytes to the stream for the results, and keeps the first error. If there are no bytes to
+    /// write, a closed stream is not an error.
     fn note(
         &mut self,
         bytes: &[u8],
@@ -113,7 +114,8 @@ fn fitted(text: String, width: Option<usize>) -> String {
     }
 }
 
-/// Returns the text with its hidden characters replaced. Escapes that are styles are kept.
+/// Returns the text with those characters replaced that a person would not see. Terminal escapes for text
+/// styles are kept.
 pub(crate) fn styled(text: &str) -> String {
     if is_seen(text) {
         return text.to_owned();
@@ -132,7 +134,8 @@ pub(crate) fn styled(text: &str) -> String {
     safe + &shown(rest)
 }
 
-/// Returns the style at the beginning of `escape`, such as `ESC [ 1 m`, or an empty text.
+/// Returns the terminal escape for a text style at the beginning of `escape`, such as `ESC [ 1 m`, or an
+/// empty text if there is no such escape.
 fn style(escape: &str) -> &str {
     let Some(parameters) = escape.strip_prefix("\u{1b}[") else {
         return "";

@@ -9,7 +9,7 @@ use msrgate_policy::{Origin, Program, shown_name};
 use crate::failure::Failure;
 use crate::load::Input;
 
-/// A program, read from a policy or from the output of `compile`.
+/// One side of a comparison: a program that was read from a policy or from an output of `compile`.
 #[derive(Debug)]
 pub(crate) struct Side {
     pub(crate) name: String,

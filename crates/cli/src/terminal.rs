@@ -28,8 +28,8 @@ fn columns((Width(width), _): (Width, terminal_size::Height)) -> usize {
     usize::from(width).max(LEAST)
 }
 
-/// Breaks lines that are longer than `width` between words. Continuation lines of a row stand below its last
-/// column, if half of the width remains there.
+/// Breaks lines that are longer than `width` between words. The continuation of a table's row stands below
+/// the row's last column, if half of the width remains there.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut all = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrapped_leaves_line_that_fits_the_width_unchanged() {
+    fn line_wrapping_does_not_change_line_that_fits_the_width() {
         let text = "a  b\n\n  c d\n";
         assert_eq!(wrapped(text, 20), text);
         let styled = "\u{1b}[1mtwenty characters   \u{1b}[0m";
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_puts_word_longer_than_the_width_on_its_own_line() {
+    fn line_wrapping_puts_word_longer_than_the_width_on_its_own_line() {
         assert_eq!(
             wrapped("a bbbbbbbbbbbbbbbbbbbbbbbbb c", 20),
             "a\n    bbbbbbbbbbbbbbbbbbbbbbbbb\n    c"

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn until_takes_number_with_unit_as_time_and_other_argument_as_text() {
+    fn until_option_takes_number_with_unit_as_time_and_other_argument_as_text() {
         let read = |text: &str| Until::read(text).unwrap();
         let time = |milliseconds| Until::Time(Duration::from_millis(milliseconds));
         for (text, milliseconds) in [
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn until_refuses_number_that_only_looks_like_a_time() {
+    fn until_option_refuses_number_that_only_looks_like_a_time() {
         for text in ["", "30", "30 s", "30sec", "1.5.2s", "0s", "5 min", "7days"] {
             assert!(Until::read(text).is_err(), "{text}");
         }

@@ -229,7 +229,8 @@ fn acl_of_replaced_file_that_loses_owner_or_group_gives_no_user_more_rights() {
     }
 }
 
-/// If a folder gives an ACL to new files, a replaced file without an ACL still has no ACL.
+/// If a folder has a default ACL for new files, a file without an ACL still has no ACL after it was
+/// replaced.
 #[test]
 fn replaced_file_without_acl_gets_none_from_default_acl_of_folder() {
     for writer in WRITERS {

@@ -104,8 +104,8 @@ fn diff_with_truncated_program_file_exits_2() {
     assert!(talk.contains("the program is cut off after"), "{talk}");
 }
 
-/// If the output path is a link, the link stays and its target is replaced. The target keeps its mode, so
-/// users who could not read the old file cannot read the new one.
+/// If the output path is a symbolic link, the link stays and its target is replaced. The new target has the
+/// mode of the old one, so users who could not read the old file cannot read the new one.
 #[test]
 fn compile_to_symbolic_link_keeps_link_and_replaces_its_target_with_same_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -219,7 +219,7 @@ fn compile_output_to_open_descriptor_continues_at_position_of_descriptor() {
     }
 }
 
-/// If the output path is a link whose target does not exist, `compile` makes the target and keeps
+/// If the output path is a symbolic link whose target does not exist, `compile` makes the target and keeps
 /// the link. Here `current` leads to `store/next`, and `store/next` leads to `store/1`.
 #[test]
 fn compile_output_to_dangling_link_makes_target_of_link() {

@@ -40,10 +40,11 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// A reference in the evidence: a code span that names a statement of the doctor, or a test.
+/// A reference in `docs/evidence.md`: a code span that names a test, or a statement that `msrgate doctor`
+/// tests.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// A statement of the doctor, such as `doctor S2.4a`.
+    /// A statement that `msrgate doctor` tests, such as `doctor S2.4a`.
     Doctor(&'d str),
     /// A test, such as `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
@@ -68,8 +69,9 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).expect(path)
 }
 
-/// Returns the references in a text. The function takes every second part between backquotes for a code
-/// span, which is right as long as no fenced code contains backquotes.
+/// Returns the references to statements and tests in the text of the evidence document. The function takes
+/// every second part between backquotes for a code span, which is right as long as no fenced code contains
+/// backquotes.
 fn references(text: &str) -> Vec<Reference<'_>> {
     let spans = text.split('`').skip(1).step_by(2);
     spans.filter_map(Reference::of).collect()
@@ -148,13 +150,14 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// A claim of `docs/evidence.md`: its line, and the lines below it, which name its tests.
+/// A claim of `docs/evidence.md`: the line with the claim, and the lines below it, which name the tests of
+/// the claim.
 struct Claim<'e> {
     number: &'e str,
     text: &'e str,
 }
 
-/// Returns the documents that the evidence is about, each with its claims.
+/// Returns the documents whose claims `docs/evidence.md` lists, each document with its claims.
 fn evidence(text: &str) -> Vec<(&str, Vec<Claim<'_>>)> {
     let sections = text.split("\n## ").skip(1);
     sections
@@ -182,7 +185,7 @@ fn numbered(text: &str, letter: char) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_test_that_evidence_names_exists() {
+fn every_test_that_evidence_document_names_exists() {
     let text = read("docs/evidence.md");
     let found = references(&text);
     assert!(
@@ -205,7 +208,7 @@ fn every_claim_in_evidence_document_names_a_test_or_states_that_none_exists() {
 }
 
 #[test]
-fn every_statement_about_kvm_exists_and_has_evidence() {
+fn every_numbered_statement_about_kvm_exists_and_has_entry_in_evidence_document() {
     let (semantics, page) = (read("docs/kvm-semantics.md"), read("docs/evidence.md"));
     let stated = stated(&semantics);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
@@ -220,7 +223,7 @@ fn every_statement_about_kvm_exists_and_has_evidence() {
 }
 
 #[test]
-fn every_numbered_promise_and_claim_has_evidence() {
+fn every_numbered_promise_and_claim_has_entry_in_evidence_document() {
     let page = read("docs/evidence.md");
     let evidence = evidence(&page);
     for (path, letters) in [
@@ -240,7 +243,7 @@ fn every_numbered_promise_and_claim_has_evidence() {
 }
 
 #[test]
-fn every_decision_that_evidence_names_exists() {
+fn every_decision_record_that_evidence_document_names_exists() {
     let page = read("docs/evidence.md");
     let evidence = evidence(&page);
     let (_, claims) = evidence
@@ -266,7 +269,7 @@ fn only_evidence_document_names_tests() {
 }
 
 #[test]
-fn evidence_names_every_doctor_statement() {
+fn evidence_document_names_every_statement_that_doctor_tests() {
     let text = read("docs/evidence.md");
     let named: BTreeSet<&str> = references(&text)
         .into_iter()

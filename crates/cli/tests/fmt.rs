@@ -17,7 +17,7 @@ fn fmt(arguments: &[&str], file: &Path) -> Output {
 }
 
 #[test]
-fn fmt_write_through_link_keeps_link_and_mode() {
+fn fmt_write_to_symbolic_link_keeps_link_and_mode_of_its_target() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");

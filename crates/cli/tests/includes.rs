@@ -95,8 +95,8 @@ fn message_does_not_quote_secret_file_that_included_link_leads_to() {
     assert!(said.contains("this text is not a policy"), "{said}");
 }
 
-/// If the policy itself is a link to a secret file, as may be in a stranger's repository, no command quotes
-/// the file.
+/// If the policy itself is a symbolic link to a secret file, as may be in a stranger's repository, no
+/// command quotes the file.
 #[test]
 fn message_does_not_quote_secret_file_that_link_in_place_of_policy_leads_to() {
     let folder = folder();
@@ -281,8 +281,8 @@ fn file_included_by_several_paths_counts_as_one_file() {
     assert_eq!(code, Some(1));
 }
 
-/// If a file has hard links in two folders, a policy read through one link includes files of that link's
-/// folder, although the text is the same for both links.
+/// If a policy's file has hard links in two folders, the policy that is read by one of the links includes
+/// files from the folder of that link, although the text is the same for both links.
 #[test]
 fn includes_of_hard_link_are_looked_up_in_folder_of_that_link() {
     let folder = folder();
@@ -304,8 +304,8 @@ fn includes_of_hard_link_are_looked_up_in_folder_of_that_link() {
     assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
 }
 
-/// If a link leads to a policy, the policy's includes are looked up from the folder of the policy's real
-/// file. The policy may be an argument or an include.
+/// If a symbolic link leads to a policy, the policy's includes are looked up from the folder of the link's
+/// target. The policy may be an argument or an include.
 #[test]
 fn includes_of_policy_behind_link_are_looked_up_in_folder_of_link_target() {
     let folder = folder();

@@ -123,7 +123,7 @@ fn replay_of_trace_with_missing_events_never_exits_0() {
     }
 }
 
-/// After one Ctrl-C the command stops reading, and reports the accesses that it has read.
+/// After one Ctrl-C `replay` stops reading the trace, and reports on the accesses that it has read.
 #[test]
 fn replay_prints_report_about_accesses_read_before_ctrl_c() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
@@ -132,8 +132,8 @@ fn replay_prints_report_about_accesses_read_before_ctrl_c() {
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
 
-/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes (exit code
-/// 0), because the unread lines may have one.
+/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes (exit code 0),
+/// because the unread lines may have a denied access.
 #[test]
 fn replay_stopped_by_ctrl_c_before_any_denied_access_never_exits_0() {
     let policy = "tests/policies/good.toml";
@@ -149,7 +149,8 @@ fn replay_stopped_by_ctrl_c_before_any_denied_access_never_exits_0() {
     assert_eq!(report["ok"], false);
 }
 
-/// If a Ctrl-C ended the reading, the JSON has the last line that was read; else that field is null.
+/// If a Ctrl-C ended the reading, the JSON report has the number of the last line that was read. Without a
+/// Ctrl-C the number is null.
 #[test]
 fn replay_json_after_ctrl_c_has_number_of_last_line_read() {
     let stopped = |out: &str| {

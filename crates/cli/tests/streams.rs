@@ -26,7 +26,7 @@ const UNTIDY: &str = "tests/policies/untidy.toml";
 const TRACE: &str = "tests/traces/events.jsonl";
 const DMESG: &str = "tests/imports/dmesg.txt";
 
-/// All commands with each of their possible answers, as text and as JSON.
+/// Command lines for all commands of `msrgate` and each of their possible answers, as text and as JSON.
 const ROWS: &[Row] = &[
     row(&["test", GOOD, "--backend", "model"], 0),
     row(&["test", GOOD, "--backend", "model", "--format", "json"], 0),

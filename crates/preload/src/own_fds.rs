@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn number_counts_as_library_descriptor_until_it_is_removed() {
+    fn descriptor_number_counts_as_one_of_library_until_it_is_removed() {
         let own = OwnFds::new();
         for fd in [0, 63, 64, 65_535] {
             own.add(fd);

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn from_bits_returns_every_encoded_kind() {
+    fn kind_from_bits_returns_every_kind_of_access_that_to_bits_encoded() {
         for access in Access::ALL {
             for disposition in Disposition::ALL {
                 for reason in ExitReason::ALL {

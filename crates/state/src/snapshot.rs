@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn new_page_returns_cookie_reasons_and_program_of_its_run() {
+    fn state_page_of_new_run_returns_cookie_exit_reasons_and_program_of_run() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!(
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn note_keeps_first_access_of_each_kind_and_counts_all_accesses_of_the_kind() {
+    fn state_page_keeps_first_access_of_each_kind_and_counts_all_accesses_of_kind() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!(page.add_vm(42, 1), 0);
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn note_counts_accesses_whose_kind_finds_no_free_place_in_page() {
+    fn state_page_counts_accesses_whose_kind_finds_no_free_place_in_it() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         for index in 0..20_000 {
@@ -421,7 +421,7 @@ mod tests {
     /// A full ring keeps a VM's unread events, and each further event of the VM is counted as held back.
     /// Another VM's ring still has room.
     #[test]
-    fn full_ring_keeps_unread_events_and_holds_further_ones_back() {
+    fn full_event_ring_keeps_unread_events_and_counts_further_ones_as_held_back() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         let of_vm = |vm, time| Seen {

@@ -178,7 +178,7 @@ fn event_is_written_on_its_own_line_after_line_without_line_feed() {
 /// An event has the file and line that decided, and the policy's digest: if an entry of the policy decides,
 /// if its default action decides, and if an entry of an included file decides.
 #[test]
-fn event_has_deciding_file_and_policy_digest_for_entry_default_and_include() {
+fn event_names_file_that_decided_and_policy_digest_for_entry_default_and_include() {
     let default = "policy = 1\ndefault = 'deny'\n";
     let includes = "policy = 1\ndefault = 'allow'\ninclude = ['part.toml']\n";
     for (policy, file, line) in [

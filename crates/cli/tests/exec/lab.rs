@@ -121,8 +121,8 @@ impl Lab {
         command
     }
 
-    /// Returns a command that runs `script` in the lab's folder, where `"$@"` is the command `exec`. `starter` runs the
-    /// shell.
+    /// Returns a command that runs `script` in the lab's folder, where `"$@"` is the command `exec`. The
+    /// words `starter` start the shell that runs the script.
     pub(crate) fn script(&self, starter: &[&str], script: &str, exec: &Command) -> Command {
         let shell = ["sh", "-c", script, "sh"];
         let mut words = starter.iter().chain(&shell);

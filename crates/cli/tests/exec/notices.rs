@@ -35,7 +35,7 @@ const ZERO: &str =
 const LOGS_ALL: &str = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
 
 #[test]
-fn close_of_library_allocates_no_memory_and_only_wakes_helper_thread() {
+fn close_function_of_library_allocates_no_memory_and_only_wakes_helper_thread() {
     let Some(shown) = shown(DENIES, "closes") else {
         return;
     };
@@ -141,7 +141,7 @@ fn forked_child_has_none_of_library_descriptors_and_mappings() {
 }
 
 #[test]
-fn vcpu_whose_descriptor_passed_through_socket_while_another_is_open_is_guarded() {
+fn vcpu_is_guarded_by_descriptor_received_from_socket_while_its_first_one_is_open() {
     let Some(shown) = shown(DENIES, "passed-while-open") else {
         return;
     };

@@ -53,7 +53,7 @@ fn immediate_exit_makes_kvm_run_return_as_without_policy() {
 /// The VMM's signal handler sets `immediate_exit` while the guest makes nothing but accesses that the policy
 /// answers. `KVM_RUN` returns after each signal.
 #[test]
-fn immediate_exit_set_by_signal_handler_makes_kvm_run_return_under_answering_policy() {
+fn immediate_exit_set_by_signal_handler_makes_kvm_run_return_although_policy_answers_access() {
     for policy in [ANSWERS, DENIES] {
         let Some(shown) = guarded(policy, "flag-kicks") else {
             return;
@@ -66,7 +66,7 @@ fn immediate_exit_set_by_signal_handler_makes_kvm_run_return_under_answering_pol
 /// `KVM_RUN` returns after each signal, also if the signal arrives between two calls of `KVM_RUN` that the
 /// library makes.
 #[test]
-fn signal_that_only_kvm_run_unblocks_makes_kvm_run_return_under_answering_policy() {
+fn signal_that_only_kvm_run_unblocks_makes_kvm_run_return_although_policy_answers_access() {
     for policy in [ANSWERS, DENIES] {
         let Some(shown) = guarded(policy, "masked-kicks") else {
             return;

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_finds_bytes_that_lie_across_two_parts_of_file() {
+    fn search_in_file_finds_bytes_that_lie_across_two_parts_of_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for before in [0, 1, 65_530, 65_536, 131_070] {
             let mut bytes = vec![b'.'; before];
