@@ -53,8 +53,8 @@ impl Access {
         Self::with(metadata, &bytes, length)
     }
 
-    /// Returns the access rights of the file at `path`, which the caller may not be able to open. Links are
-    /// not followed.
+    /// Returns the access rights of the file at `path`, which the caller may not be able to open. Symbolic
+    /// links are not followed.
     ///
     /// # Errors
     /// The ACL of the file at `path` cannot be read.

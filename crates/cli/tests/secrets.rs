@@ -108,7 +108,8 @@ fn message_about_invalid_json_does_not_reveal_length_of_a_value() {
 }
 
 /// An included text that is no policy does not count towards the limit on bytes. If the text counted, the
-/// policy's author could find out its length from the length of the policy at which the limit is exceeded.
+/// policy's author could find out the text's length from the length of the policy at which the limit is
+/// exceeded.
 #[test]
 fn included_file_that_is_no_policy_does_not_count_towards_limit_on_bytes() {
     let folder = tempfile::tempdir().expect("a folder");

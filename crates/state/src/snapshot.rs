@@ -336,7 +336,7 @@ mod tests {
         snapshot.events_since(from, unfinished)
     }
 
-    /// Writes into the page which events the reader has taken, as the command does.
+    /// Writes into the page how many events of each ring were read, as the command does.
     fn take(words: &[AtomicU64], cursor: &Cursor) {
         let taken = cursor.taken();
         let (taken, _) = taken.as_chunks();

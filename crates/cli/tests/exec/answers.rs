@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::lab::{ALLOWS, Lab, ran};
 
-/// Returns the output of the VMM `answers WHAT` under a policy of the lines `rest`, which allows all other
-/// accesses.
+/// Runs the test VMM `answers` with the argument `what` under a policy, and returns its output. The policy has the lines
+/// `rest` and allows all other accesses.
 fn guarded(rest: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(&policy(rest))?;
     let vmm = lab.build("answers.c", &[]);
@@ -20,7 +20,7 @@ fn policy(rest: &str) -> String {
     format!("policy = 1\ndefault = 'allow'\n{rest}\n")
 }
 
-/// Returns the output of the VMM `answers WHAT` without `exec`.
+/// Runs the test VMM `answers` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("answers.c", &[]);
@@ -140,8 +140,8 @@ fn vmm_is_ended_with_message_if_policy_differs_by_processor_and_vcpu_has_no_cpui
     lab.assert_no_page_is_left();
 }
 
-/// The VMM has set a filter past the library, under `--fail-open`, that denies an access that the policy
-/// allows. The gate retries the access, gives up and ends the VMM.
+/// Under `--fail-open`, the VMM has bypassed the library and set an MSR filter that denies an access that
+/// the policy allows. The gate retries the access, gives up and ends the VMM.
 #[test]
 fn vmm_is_ended_with_message_if_kernel_keeps_refusing_access_that_policy_allows() {
     let denies = "[msrs]\n0x10 = { read = 'deny', write = 'allow' }";

@@ -60,7 +60,7 @@ fn audit_mode_lets_every_access_through_in_vmm_under_seccomp() {
     );
 }
 
-/// Returns the output of the VMM `awkward WHAT` under a policy.
+/// Runs the test VMM `awkward` with the argument `what` under a policy, and returns its output.
 fn awkward(policy: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("awkward.c", &[]);
@@ -70,7 +70,7 @@ fn awkward(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// Returns the output of the VMM `awkward WHAT` without `exec`.
+/// Runs the test VMM `awkward` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("awkward.c", &[]);

@@ -3,7 +3,7 @@
 
 use crate::lab::{ANSWERS, DENIES, LOGS, Lab, Ran, ran};
 
-/// Returns the result of the VMM `descriptors WHAT` under a policy.
+/// Runs the test VMM `descriptors` with the argument `what` under a policy, and returns its output and exit status.
 fn descriptors(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("descriptors.c", &[]);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{ALLOWS, DENIES, LOGS, Lab, Ran, ran};
 
-/// Returns the result of the VMM `endings WHAT` under a policy.
+/// Runs the test VMM `endings` with the argument `what` under a policy, and returns its output and exit status.
 fn endings(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("endings.c", &[]);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, LOGS, Lab, Ran, ran, skip};
 
-/// Returns the result of the VMM `notices WHAT` under a policy.
+/// Runs the test VMM `notices` with the argument `what` under a policy, and returns its output and exit status.
 fn notices(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("notices.c", &[]);
@@ -22,7 +22,7 @@ fn shown(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// Returns the output of the VMM `notices WHAT` without `exec`.
+/// Runs the test VMM `notices` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("notices.c", &[]);

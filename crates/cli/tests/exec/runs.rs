@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, LOGS, Lab, ran};
 
-/// Returns the output of the VMM `runs WHAT` under a policy.
+/// Runs the test VMM `runs` with the argument `what` under a policy, and returns its output.
 fn guarded(policy: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("runs.c", &[]);
@@ -14,7 +14,7 @@ fn guarded(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// Returns the output of the VMM `runs WHAT` without `exec`.
+/// Runs the test VMM `runs` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("runs.c", &[]);

@@ -41,11 +41,12 @@ pub(super) struct Knock {
 /// The kind of a KVM request that the filter lets only the library make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// `KVM_CREATE_VM`.
+    /// A request to make a VM: `KVM_CREATE_VM`.
     Vm,
-    /// `KVM_X86_SET_MSR_FILTER`.
+    /// A request to set a VM's MSR filter: `KVM_X86_SET_MSR_FILTER`.
     Filter,
-    /// `KVM_RUN`: without the library, the VMM would get the exits that the policy causes.
+    /// A request to run a vCPU: `KVM_RUN`. Without the library, the VMM would get the exits that the policy
+    /// causes.
     Run,
 }
 

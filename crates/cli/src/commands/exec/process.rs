@@ -33,7 +33,7 @@ pub(super) struct Vmm {
 }
 
 impl Vmm {
-    /// Finds the VMM's program by the first argument, as a shell does.
+    /// Finds the VMM's program by the first word of the VMM's command line, as a shell does.
     ///
     /// # Errors
     /// No program has this name, or its file may not be executed.

@@ -75,7 +75,7 @@ impl Watch {
     /// Makes the watcher's data, and opens a pidfd by which the watcher learns of this process's end.
     ///
     /// # Errors
-    /// The kernel does not support pidfd_open(2).
+    /// The kernel does not support `pidfd_open(2)`.
     pub(super) fn new(launch: Launch<'_>) -> Result<Self, Failure> {
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
