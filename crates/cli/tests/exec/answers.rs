@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::lab::{ALLOWS, Lab, ran};
 
-/// Runs the test VMM `answers` with the argument `what` under a policy, and returns its output. The policy has the lines
-/// `rest` and allows all other accesses.
+/// Runs the test VMM `answers` with the argument `what` under a policy, and returns its output. The policy
+/// has the lines `rest` and allows all other accesses.
 fn guarded(rest: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(&policy(rest))?;
     let vmm = lab.build("answers.c", &[]);

@@ -12,8 +12,8 @@ fn descriptors(policy: &str, what: &str) -> Option<Ran> {
     Some(ran)
 }
 
-/// Returns the output of the VMM `descriptors WHAT` under a policy, and asserts that the VMM ended without a
-/// message and with status 0.
+/// Runs the test VMM `descriptors` with the argument `what` under a policy, and returns its output. Asserts
+/// that the VMM ended with status 0 and without a message.
 fn shown(policy: &str, what: &str) -> Option<String> {
     let ran = descriptors(policy, what)?;
     assert_eq!((&*ran.err, ran.status), ("", 0), "{what}\n{}", ran.out);
