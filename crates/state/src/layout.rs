@@ -53,8 +53,8 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// The position of the number of VMs that were made in the run, including VMs that the library closed
-    /// without giving them to the VMM.
+    /// The position of the number of VMs that were made in the run, including those that the VMM did not get
+    /// in the end.
     pub(crate) const VMS_MADE: usize = 16;
     /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;
