@@ -1,5 +1,5 @@
-//! Copies the library that a package embeds into the command, from the file that the variable
-//! `MSRGATE_PRELOAD_FILE` names.
+//! Copies the preload library that is to be embedded in the command. The environment variable
+//! `MSRGATE_PRELOAD_FILE` names the library's file.
 
 use std::error::Error;
 use std::path::Path;

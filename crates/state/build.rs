@@ -1,4 +1,5 @@
-//! Computes the build id, by which the command knows its library: it differs between builds from different sources.
+//! Computes the build ID, by which the command recognises a library of its own build: builds from different
+//! sources have different IDs.
 
 use std::env;
 use std::error::Error;

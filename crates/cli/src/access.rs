@@ -1,9 +1,9 @@
-//! The access rights of a file, which are given to the new file that replaces it: owner, group, mode, and
-//! POSIX ACL.
+//! The access rights of a file (owner, group, mode and POSIX ACL), which msrgate gives to the new file that
+//! replaces it.
 //!
 //! No user may do more with the new file than with the old one, except for the caller, who makes the file.
-//! The bits setuid, setgid and sticky are not carried over: the files are data, and if the file gets another
-//! owner, that owner did not set the bits.
+//! The new file does not get the bits setuid, setgid and sticky: the files are data, and if the new file has
+//! another owner, that owner did not set the bits.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
@@ -14,13 +14,13 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lgetxattr};
 use rustix::io::Errno;
 
-/// The extended attribute with a file's ACL.
+/// The name of the extended attribute that holds a file's ACL.
 const ACL: &str = "system.posix_acl_access";
 
 /// The largest size of an extended attribute in Linux, in bytes.
 const MOST_BYTES: usize = 64 << 10;
 
-/// The mode's bits for reading, writing and executing.
+/// The bits of a file's mode for reading, writing and executing.
 const RIGHTS: u32 = 0o777;
 
 /// The access rights that a file gives to its owner, its group and other users.
@@ -32,7 +32,7 @@ pub(crate) struct Access {
     acl: Option<Acl>,
 }
 
-/// The extent to which a new file has got the access rights of the old file.
+/// The access rights of the old file that the new file has got: all, or all except those of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
     /// The new file has the old file's group, and all rights of its mode and ACL.
@@ -46,18 +46,18 @@ impl Access {
     /// Returns the access rights of an open file.
     ///
     /// # Errors
-    /// The file's ACL cannot be read.
+    /// The ACL of the open file cannot be read.
     pub(crate) fn of_open(file: &File, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = fgetxattr(file, ACL, &mut bytes[..]);
         Self::with(metadata, &bytes, length)
     }
 
-    /// Returns the access rights of the file at `path`, which the caller may not be able to open. Links are
-    /// not followed.
+    /// Returns the access rights of the file at `path`, which the caller may not be able to open. Symbolic
+    /// links are not followed.
     ///
     /// # Errors
-    /// The file's ACL cannot be read.
+    /// The ACL of the file at `path` cannot be read.
     pub(crate) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = lgetxattr(path, ACL, &mut bytes[..]);
@@ -83,7 +83,7 @@ impl Access {
     /// yet. If the caller may not change the owner, the file still belongs to the caller.
     ///
     /// # Errors
-    /// The mode or the ACL cannot be set.
+    /// The mode or the ACL of the new file cannot be set.
     pub(crate) fn give(&self, new: &File) -> io::Result<Given> {
         let before = new.metadata()?;
         let owner = Ids::Users.knows(self.owner).then_some(self.owner);
@@ -113,8 +113,8 @@ impl Access {
     }
 
     /// Returns the mode's bits for the new file. If the new file has lost the old group, the members of that
-    /// group count as others, and others may be members of the new group. So the new group and others both
-    /// get only the rights that the old group and others had in common.
+    /// group count as others, and others may be members of the new group. So the new file gives its group
+    /// and others only the rights that the old file gave to both its group and others.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {
@@ -127,7 +127,7 @@ impl Access {
     }
 }
 
-/// The users or groups of this process's user namespace.
+/// The kind of IDs to look up in this process's user namespace: user IDs or group IDs.
 #[derive(Clone, Copy, Debug)]
 enum Ids {
     Users,
@@ -135,8 +135,8 @@ enum Ids {
 }
 
 impl Ids {
-    /// Returns false for the kernel's overflow number, which stands for every user or group that has no
-    /// number in the namespace: two files with this number may belong to different users.
+    /// Returns false if `id` is the kernel's overflow ID, which stands for every user or group that has no
+    /// ID in the namespace: two files with the overflow ID may belong to different users.
     fn knows(self, id: u32) -> bool {
         let (map, overflow) = match self {
             Self::Users => ("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
@@ -155,8 +155,8 @@ fn remove_acl(file: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// An ACL in the format of the extended attribute [`ACL`]: a version, then entries of eight bytes. An entry
-/// is a tag, rights, and a user or group.
+/// An ACL as the bytes of the extended attribute [`ACL`]: a version, then entries of eight bytes. Each entry
+/// holds a tag, access rights, and a user or group ID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Acl(Vec<u8>);
 
@@ -185,8 +185,9 @@ impl Acl {
         })
     }
 
-    /// Returns the ACL for a file that has lost its group. The file's new group gets no rights. Members of
-    /// the lost group now count as others, so others keep only the rights that the lost group had too.
+    /// Returns the ACL for a file whose group could not be kept. The file's new group gets no rights.
+    /// Members of the old group now count as others, so others keep only those of their rights that the old
+    /// group had, too.
     fn without_group(&self) -> Self {
         let mask = self.rights_of(Self::MASK).unwrap_or(0o7);
         let lost = self.rights_of(Self::OWNING_GROUP).unwrap_or(0) & mask;

@@ -1,4 +1,4 @@
-//! The commands, one module each.
+//! The subcommands of `msrgate`, with a module for each.
 
 mod check;
 mod compile;

@@ -1,9 +1,9 @@
-//! Unsafe: runs before `main`, and takes descriptors by their numbers.
+//! Unsafe: runs code before `main`, and uses descriptors by their numbers.
 //!
 //! The descriptors that msrgate was started with.
 //!
 //! The standard library opens `/dev/null` in place of a closed descriptor 0, 1 or 2 before `main` begins.
-//! Only code that runs earlier can see which of them were closed.
+//! Only code that runs before that can see which of these descriptors were closed.
 
 #![expect(
     unsafe_code,
@@ -21,11 +21,11 @@ pub(crate) const STDOUT: RawFd = 1;
 /// True for each of the descriptors 0, 1 and 2 that was closed when msrgate was started.
 static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
-/// The disposition of SIGPIPE when msrgate was started. The standard library ignores SIGPIPE before `main`
-/// begins.
+/// The handling of SIGPIPE (`SIG_DFL`, `SIG_IGN`) when msrgate was started. Rust's standard library sets it
+/// to `SIG_IGN` before `main` begins.
 static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
-/// The function that the C library calls, through this section, before it calls `main`.
+/// The function [`note_closed`], in a section whose functions the C library calls before `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = note_closed;
@@ -45,9 +45,9 @@ extern "C" fn note_closed() {
     }
 }
 
-/// Undoes two changes that the standard library made before `main`, for a program that is about to replace
-/// this process: closes the descriptors that were closed at msrgate's start, and restores the disposition of
-/// SIGPIPE.
+/// Undoes two changes that Rust's standard library made before `main`, for a program that is about to
+/// replace this process: closes the descriptors that were closed when msrgate was started, and gives SIGPIPE
+/// the handling that it had then.
 pub(crate) fn as_before_main() {
     for (number, closed) in (STDIN..).zip(&CLOSED) {
         if closed.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! The ways in which a command ends.
+//! The ways in which a command of msrgate ends: an answer or a failure.
 
 use std::fmt;
 use std::io;
@@ -12,8 +12,8 @@ use crate::terminal;
 /// The largest width in columns of a message about a mistake in a policy, even on a wider terminal.
 const WIDTH: usize = 100;
 
-/// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
-/// pass on the status of the VMM.
+/// The exit code of `exec` and `learn` if they could not run the VMM under the policy. If they could, they
+/// exit with the VMM's status.
 pub(crate) const EXIT_NOT_BEHIND: u8 = 125;
 
 /// The answer of a command that was carried out.
@@ -21,25 +21,25 @@ pub(crate) const EXIT_NOT_BEHIND: u8 = 125;
 pub(crate) enum Answer {
     Yes,
     No,
-    /// The command was carried out in part: the results say what is missing, and why.
+    /// The command was carried out only in part. The results say what is missing, and why.
     Incomplete,
-    /// The command, `exec` or `learn`, ends with this exit status: the VMM's, or one in place of
-    /// the VMM's.
+    /// The command is `exec` or `learn`, and ends with this exit status: the VMM's own, or a replacement for
+    /// it.
     Status(u8),
 }
 
 /// The reason why a command was not carried out.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The policy's text has these mistakes.
+    /// The policy's text has these mistakes, so the command did nothing else with it.
     Mistakes(Box<Mistakes>),
-    /// The policy has no mistakes, but the command refuses it. The string says what to do.
+    /// The policy has no mistakes, but the command cannot work with it. The string says why, and what to do.
     Refused(String),
-    /// The host lacks something. The string says what, and how to get it.
+    /// The host lacks something that the command needs. The string says what, and how to get it.
     Host(String),
-    /// An input could not be read.
+    /// The input `what` could not be read, for the reason `why`.
     Input { what: String, why: String },
-    /// The arguments do not fit together.
+    /// The arguments of the command contradict each other.
     Usage(String),
     /// The VMM does not exist or cannot be run; `status` is the exit status that a shell gives for this.
     NotRun {

@@ -25,7 +25,7 @@ use crate::missing;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
 
-/// The identity of a file in the kernel, which is the same for all its names.
+/// The identity of a file in the kernel, which is the same under all names of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inode {
     device: u64,
@@ -46,15 +46,17 @@ impl Inode {
         Some(Self::of(&metadata))
     }
 
-    /// Returns the inode of the file that `path` leads to, through all links, including links to open files.
+    /// Returns the inode of the file to which `path` leads through all symbolic links, including links to
+    /// open files in `/proc`.
     pub(crate) fn behind(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
         Some(Self::of(&metadata))
     }
 }
 
-/// The identity of a file, together with the folder from which its includes are looked up. Two hard links in
-/// one folder are the same policy. In another folder, a hard link may include other files.
+/// The identity of a policy's file: its inode, and the folder from which its includes are looked up. Two
+/// hard links to a file are one policy if they are in one folder. In another folder, the includes of a hard
+/// link may be other files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     inode: Inode,
@@ -62,7 +64,7 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    /// Returns the identity of an opened file with a `path` without links.
+    /// Returns the identity of an opened file, whose `path` has no symbolic links.
     fn of(metadata: &Metadata, path: &Path) -> Self {
         Self {
             inode: Inode::of(metadata),
@@ -71,19 +73,19 @@ impl FileId {
     }
 }
 
-/// An opened regular file, as it was before any byte was read.
+/// A regular file that was opened, with its metadata from before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The path of the opened file, without links.
+    /// The path of the opened file, without symbolic links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
-    /// The file's access rights, which a new file gets that replaces this file.
+    /// The file's access rights. A new file that replaces this file gets the same rights.
     pub(crate) access: io::Result<Access>,
 }
 
 impl Opened {
-    /// Returns the opened file, to which `argument` led. Returns `None` if it is not a regular file, or has
-    /// no name.
+    /// Returns the record of the opened file `file`, to which the path `argument` led. Returns `None` if the
+    /// file is not a regular file, or has no name.
     fn of(argument: &Path, file: &File) -> Option<Self> {
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
         let path = argument.canonicalize().ok()?;
@@ -116,16 +118,17 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder from which the input's includes are looked up: the folder of the real file, behind all
-        /// links. For an open file without a name, such as a pipe at `/dev/stdin`, it is the working folder.
+        /// The folder from which the input's includes are looked up: the folder of the file to which all
+        /// symbolic links lead. For an input without a file name, such as a pipe at `/dev/stdin`, it is the
+        /// working folder.
         folder: PathBuf,
-        /// The regular file, or `None` for a pipe and the like.
+        /// The regular file that was read, or `None` if the input was a pipe or the like.
         opened: Option<Box<Opened>>,
     },
 }
 
 impl Place {
-    /// Returns the place of an argument's open file.
+    /// Returns the place of the input that the argument `argument` names and that was opened as `file`.
     pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
         let opened = Opened::of(argument, file).map(Box::new);
         let path = match &opened {
@@ -137,7 +140,8 @@ impl Place {
         Self::File { folder, opened }
     }
 
-    /// Returns the bytes that identify the text that was read from this place.
+    /// Returns bytes that stand for the place from which a text was read: for a regular file, its path
+    /// without symbolic links.
     pub(crate) fn identity(&self) -> Vec<u8> {
         match self {
             Self::File {
@@ -162,7 +166,7 @@ pub(crate) struct Files {
     by_id: HashMap<FileId, Source>,
     /// The folder from which a text's includes are looked up, by the identity of the text.
     folders: HashMap<Box<[u8]>, PathBuf>,
-    /// The number of bytes that files which are not yet read may have together.
+    /// The number of bytes that the files still to be read may have together.
     left: usize,
 }
 
@@ -190,12 +194,12 @@ impl Files {
         files
     }
 
-    /// Returns the inodes of all files that were read. A pipe has no inode here.
+    /// Returns the inodes of all regular files that were read.
     pub(crate) fn inodes(self) -> HashSet<Inode> {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }
 
-    /// Reads the file at a path without links, unless it was read before.
+    /// Reads the file at a path without symbolic links, unless the file was read before.
     fn file(&mut self, path: PathBuf) -> Result<Source, IncludeError> {
         if let Some(known) = self.by_path.get(&path) {
             return known.clone();
@@ -270,8 +274,8 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
     ))
 }
 
-/// Returns the error of an include that is neither a shipped policy nor named like a file. The error tells
-/// nothing about the content of a file with this name.
+/// Returns the error for an `include` whose text is neither the name of a shipped policy nor looks like a
+/// file's name. The error tells nothing about the content of a file with this name.
 fn unnamed(path: &str, file: &Path) -> IncludeError {
     if shipped(path).is_some() {
         let why = "a file or folder of this name hides the shipped policy";
@@ -295,7 +299,8 @@ fn unnamed(path: &str, file: &Path) -> IncludeError {
     IncludeError::new(why).with_help(help)
 }
 
-/// Returns the error of an include that cannot be read, with the folder in which it was looked for.
+/// Returns the error for an included file that cannot be read. The error names the folder in which the file
+/// was looked for.
 fn unfound(path: &str, folder: &Path, error: &io::Error) -> IncludeError {
     if error.kind() != io::ErrorKind::NotFound {
         return failed(error);
@@ -322,8 +327,8 @@ fn failed(error: &io::Error) -> IncludeError {
     IncludeError::new(missing::reason(error))
 }
 
-/// Opens a regular file. For anything else the function returns an error at once: it does not wait for the
-/// writer of a pipe.
+/// Opens a regular file. For a pipe or a device the function returns an error at once, and does not wait for
+/// another process to open the pipe.
 fn open(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
         .read(true)
@@ -336,9 +341,9 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, FileId::of(&metadata, path)))
 }
 
-/// The part of a text that was read.
+/// The part of an input that [`read_text`] has read.
 enum Text {
-    /// The text of a whole policy.
+    /// The whole text of a policy.
     Policy(Vec<u8>),
     /// A policy that is longer than allowed.
     TooLong,
@@ -362,7 +367,8 @@ fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     })
 }
 
-/// Returns true if the text before the first bytes that are not UTF-8 says that it is a policy.
+/// Returns true if these bytes begin like a policy: the text before the first bytes that are not UTF-8 says
+/// `policy = 1`.
 fn is_policy_so_far(bytes: &[u8]) -> bool {
     is_policy(text_before_others(head_of(bytes)))
 }
@@ -398,8 +404,8 @@ pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Reads until `bytes` has `most` bytes, and one more byte if the input has one. The caller can see from the
-/// length of `bytes` that the input is too long.
+/// Reads from the input until `bytes` holds `most` bytes, and then one byte more if the input has one. A
+/// caller that finds more than `most` bytes knows that the input is too long.
 fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> {
     let room = (most + 1).saturating_sub(bytes.len());
     from.take(room as u64).read_to_end(bytes)?;

@@ -1,19 +1,20 @@
-//! The file that a path leads to, behind all links at its end.
+//! The search for the file to which a path leads when its last component is a symbolic link.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The largest number of links that are followed in a row. The kernel has the same limit.
+/// The largest number of symbolic links that are followed one after another. The kernel has the same limit.
 const MOST_LINKS: usize = 40;
 
-/// The file that a path leads to.
+/// The file to which a path leads through symbolic links.
 pub(crate) enum Target {
-    /// The path of a link in a folder of `/proc/PID`, such as `/proc/7/fd/3`. The link leads to an open
-    /// file, which may have lost its name.
+    /// The path of a symbolic link in a folder of `/proc/PID`, such as `/proc/7/fd/3`. The link leads to an
+    /// open file, which may have no name any more.
     Open(PathBuf),
-    /// A path that is no link, in a folder whose path has no links. The file exists, or can be made there.
+    /// A path that is not a symbolic link, in a folder whose path has no symbolic links. The file at the
+    /// path exists, or can be made there.
     Path(PathBuf),
 }
 
@@ -23,7 +24,7 @@ pub(crate) fn is_open_file(path: &Path) -> bool {
     matches!(follow(path), Ok(Target::Open(_)))
 }
 
-/// Follows the links at the end of a path. The last link may lead to a file that does not exist.
+/// Follows the symbolic links at the end of a path. The last link may lead to a file that does not exist.
 pub(crate) fn follow(path: &Path) -> io::Result<Target> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -50,7 +51,7 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
     Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
-/// Returns a path that has no links and leads to the same file.
+/// Returns a path that has no symbolic links and leads to the same file as `path`.
 ///
 /// # Errors
 /// The path cannot be followed, or no path without links leads to the file. The latter happens if the path
@@ -75,8 +76,8 @@ pub(crate) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Returns true for a folder within `/proc/PID`. The links in such a folder lead to open files, and not to
-/// names.
+/// Returns true for a folder within `/proc/PID`. The symbolic links in such a folder lead to open files, and
+/// not to file names.
 fn is_of_a_process(folder: &Path) -> bool {
     let inside = folder.strip_prefix("/proc").ok();
     let first = inside.and_then(|inside| inside.iter().next()?.to_str());

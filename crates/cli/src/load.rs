@@ -22,7 +22,7 @@ use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
 
-/// The bytes of the file that an argument names, and the place that they were read from.
+/// The bytes of the file that a command's argument names, and the place from which they were read.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// The name of the input in messages.
@@ -93,7 +93,7 @@ impl Input {
         }
     }
 
-    /// Returns the bytes as the text of a policy.
+    /// Returns the bytes of the input as the text of a policy.
     pub(crate) fn source(&self) -> Result<Source, Failure> {
         let text = text(&self.bytes).map_err(|why| Failure::Input {
             what: self.name.clone(),
@@ -107,8 +107,8 @@ impl Input {
         self.compiled_with_files(None).map(|(compiled, _)| compiled)
     }
 
-    /// Parses and packs a policy, with `mode` in place of its own mode if given. Also returns the files that
-    /// the policy includes.
+    /// Parses the input as a policy, and packs the policy's entries into a filter. If `mode` is given, it
+    /// replaces the policy's own mode. Also returns the files that the policy includes.
     pub(crate) fn compiled_with_files(
         &self,
         mode: Option<Mode>,
@@ -133,13 +133,13 @@ impl Input {
     }
 }
 
-/// Reads, parses and packs a policy.
+/// Reads and parses a policy, and packs its entries into a filter.
 pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
 }
 
-/// Reads, parses and packs a policy, with `mode` in place of its own mode if given. Also returns the files
-/// that the policy was read from.
+/// Reads and parses a policy, and packs its entries into a filter. If `mode` is given, it replaces the
+/// policy's own mode. Also returns the files that the policy was read from.
 pub(crate) fn compiled_in(
     policy: &Path,
     mode: Option<Mode>,
@@ -169,8 +169,9 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// Returns the advice about an entry that no filter can hold, or `None` if there is no such entry. Such an
-/// entry differs from the default, and has more MSRs than all ranges of a filter together.
+/// Returns the advice about a policy's entry that is too large for any filter, or `None` if there is no such
+/// entry. Such an entry differs from the default action, and has more MSRs than all ranges of a filter
+/// together.
 fn too_wide(policy: &Policy) -> Option<String> {
     let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);
     let default = policy.default_action().verdict();

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::named;
 use crate::shipped::SHIPPED;
 
-/// Returns the text of an error without the error number.
+/// Returns the text of an I/O error without `(os error N)`.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -31,7 +31,8 @@ pub(crate) fn why(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Returns the folder's name for a message: a folder below the current one is named relative to it.
+/// Returns the name of the folder of `path` for a message. A folder below the working folder is named
+/// relative to the working folder.
 pub(crate) fn folder(path: &Path) -> String {
     let current = env::current_dir().ok();
     let below = current.and_then(|current| path.strip_prefix(current).ok());

@@ -1,4 +1,4 @@
-//! The name of a path in the command's output.
+//! The name by which a path appears in the command's output.
 
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,8 +6,8 @@ use std::path::Path;
 
 use msrgate_policy::{is_no_file, shown_name};
 
-/// Returns the name of a path for JSON; people see it in the form of [`shown_name`]. Different paths have
-/// different names.
+/// Returns the name of a path for JSON output. Different paths have different names. Text for people has the
+/// name in the form of [`shown_name`].
 ///
 /// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is
 /// doubled, and a byte that is not UTF-8 is `\x` and its two hexadecimal digits. A file that is called like
@@ -20,7 +20,7 @@ pub(crate) fn name(path: &Path) -> String {
     }
 }
 
-/// Returns the name of a path in the form for people. Different paths look different.
+/// Returns the name of a path for text that people read. Different paths look different.
 pub(crate) fn shown(path: &Path) -> String {
     shown_name(&name(path))
 }
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn name_escapes_bytes_that_are_not_utf8() {
+    fn json_name_of_path_escapes_bytes_that_are_not_utf8() {
         for (bytes, wanted) in [
             (&b"d/x.toml"[..], "d/x.toml"),
             ("größe\u{1b}".as_bytes(), "größe\u{1b}"),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn different_paths_have_different_names_in_output() {
+    fn different_paths_have_different_names_in_json_and_in_text() {
         const PARTS: [&[u8]; 7] = [b"\\", b"x", b"f", b"\xff", b"\x0f", b"\xe2\x82", b"\\xff"];
         let mut paths = vec![Vec::new()];
         for _ in 0..4 {

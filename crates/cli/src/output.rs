@@ -12,7 +12,8 @@ use crate::results::talk;
 /// The version of the JSON format, which every JSON answer contains.
 pub(crate) const SCHEMA: u32 = 1;
 
-/// Prints a message to standard error. If that fails, the exit code still gives the answer.
+/// Prints a message to standard error. An error of printing is ignored, because the exit code gives the
+/// answer.
 pub(crate) fn say(what: &dyn fmt::Display) {
     talk(&what.to_string());
 }
@@ -32,13 +33,13 @@ pub(crate) fn count(number: usize, one: &str, several: &str) -> String {
     }
 }
 
-/// Returns the name of an MSR, if it has one.
+/// Returns the name of an MSR, or `None` if the register table has no name for it.
 pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
     registers::by_index(index).map(|register| register.name)
 }
 
-/// Returns the place of an entry, such as `line 4: IA32_EFER`, or `base.toml:4: IA32_EFER` for an included
-/// one.
+/// Returns the place of a policy's entry in its file, such as `line 4: IA32_EFER`, or
+/// `base.toml:4: IA32_EFER` for an included one.
 pub(crate) fn where_it_stands(policy: &Policy, entry: &Entry) -> String {
     let (line, key) = (entry.place().line, one_line(entry.key()));
     if policy.includers(entry.source()).is_empty() {

@@ -1,4 +1,4 @@
-//! The choice of the processor that an answer is about.
+//! The choice of the processor for which a command answers, if a policy differs by processor.
 
 use msrgate_kvm::CpuSignature;
 use msrgate_policy::{Compiled, Cpu, Program, Variant, emit, one_line, parse_cpu, shown_name};
@@ -8,10 +8,11 @@ use crate::failure::Failure;
 use crate::output;
 use crate::side::Side;
 
-/// The variant of a policy for one processor.
+/// The variant of a compiled policy for one processor.
 pub(crate) struct Chosen<'c> {
     pub(crate) variant: &'c Variant,
-    /// The processor; `None` if the policy is the same for all processors and none was asked for.
+    /// The processor that was chosen; `None` if the policy is the same for all processors and the user asked
+    /// for none.
     pub(crate) cpu: Option<Cpu>,
 }
 
@@ -92,9 +93,9 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
 }
 
 /// Returns the processor on which the two sides of a comparison are compared, or `None` if they are compared
-/// on all processors. This is the processor that `--cpu` asks for. Without `--cpu`, if one side is a filter
-/// and the other differs by processor, it is the processor that the filter was compiled for. Prints the
-/// choice to standard error.
+/// on all processors. If `--cpu` asks for a processor, the function returns that processor. Without `--cpu`,
+/// if one side is a filter and the other side differs by processor, the function returns the processor that
+/// the filter was compiled for. Prints the choice to standard error.
 ///
 /// # Errors
 /// A filter was compiled for another processor than the arguments ask for, or for one that `--cpu` does not
@@ -138,7 +139,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     Ok(Some(cpu))
 }
 
-/// Prints that the answer is about the processor `cpu`, which `--cpu` asks for.
+/// Prints to standard error that the results are for the processor `cpu`, which `--cpu` names.
 pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
     note(&match arg.cpu {
         Some(Which::Host) => format!("the results are for {cpu}, the processor of this host"),

@@ -1,4 +1,5 @@
-//! The JSON form of mistakes, warnings, and reasons why a command was not carried out.
+//! The JSON form of mistakes in a policy, of warnings about a policy, and of reasons why a command was not
+//! carried out.
 
 use msrgate_policy::{Mistake, Mistakes};
 use serde::Serialize;
@@ -6,12 +7,12 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::output::SCHEMA;
 
-/// A mistake to fix, or a warning.
+/// A mistake in a policy, or a warning about a policy.
 #[derive(Serialize)]
 pub(crate) struct Remark {
     pub(crate) message: String,
     pub(crate) help: Option<String>,
-    /// The name of the text: the policy itself, or a file that it includes.
+    /// The file that the remark is about: the policy itself, or a file that the policy includes.
     pub(crate) file: Option<String>,
     pub(crate) line: Option<u32>,
     pub(crate) column: Option<u32>,
@@ -20,13 +21,13 @@ pub(crate) struct Remark {
     pub(crate) others: Vec<Other>,
 }
 
-/// Another place that a mistake is about.
+/// A further place in a policy that a mistake or a warning is about.
 #[derive(Serialize)]
 pub(crate) struct Other {
     file: String,
     line: u32,
     column: u32,
-    /// The remark about this place, if there is one.
+    /// The sentence about this place, if there is one.
     says: Option<String>,
 }
 
@@ -80,7 +81,8 @@ impl Unanswered {
     }
 }
 
-/// Returns a remark for each mistake, with its place. The parser keeps only a limited number of mistakes.
+/// Returns a remark for each mistake that the parser has kept, with the mistake's place. The parser keeps a
+/// limited number of mistakes.
 pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
     let remark = |mistake: &Mistake| {
         let (source, place) = mistakes.place(mistake).unzip();

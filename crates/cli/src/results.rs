@@ -1,4 +1,4 @@
-//! The writers for results and messages, which replace hidden characters.
+//! The writers for results and messages. The writers replace characters that a person would not see.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,12 +15,12 @@ use crate::terminal::{self, wrapped};
 /// Text is written line by line. Characters that a person does not [see](is_seen) are replaced, except for
 /// line feeds, tabs and msrgate's own styles.
 pub(crate) struct Results {
-    /// The stream for the results. It is not [`io::Stdout`], which ignores that a descriptor is not open for
-    /// writing.
+    /// The stream for the results: a duplicate of standard output's descriptor. [`io::Stdout`] would hide
+    /// the error if that descriptor is not open for writing.
     stream: io::Result<AutoStream<File>>,
-    /// The text after the last line feed, which is not yet written.
+    /// The incomplete last line: text after the last line feed, which is not yet written to standard output.
     line: Vec<u8>,
-    /// The width of a line; longer lines are broken between words.
+    /// The largest width of a line in columns: longer lines are broken between words. `None` breaks no line.
     width: Option<usize>,
     trouble: Option<io::Error>,
 }
@@ -35,21 +35,21 @@ impl Results {
         }
     }
 
-    /// Breaks lines that are longer than this width from now on.
+    /// Sets the width in columns at which later lines are broken; `None` breaks no line.
     pub(crate) fn fit(&mut self, width: Option<usize>) {
         self.width = width;
     }
 
-    /// Writes bytes that are not text, unchanged.
+    /// Writes binary bytes to standard output unchanged.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.write_lines();
         self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
     }
 
-    /// Writes the text that is not yet written.
+    /// Writes the last, incomplete line to the stream, and returns the first error of all writing.
     ///
     /// # Errors
-    /// The first error of writing: a part of the results was lost.
+    /// The first error that occurred while results were written. A part of the results is then lost.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.write_lines();
         self.trouble.map_or(Ok(()), Err)
@@ -61,7 +61,8 @@ impl Results {
         self.note(text.as_bytes(), Write::write_all);
     }
 
-    /// Writes bytes, and notes an error. If there are no bytes, a closed stream is no error.
+    /// Writes bytes to the stream for the results, and keeps the first error. If there are no bytes to
+    /// write, a closed stream is not an error.
     fn note(
         &mut self,
         bytes: &[u8],
@@ -92,14 +93,15 @@ impl Write for Results {
         Ok(bytes.len())
     }
 
-    /// Writes the text that is not yet written. [`Results::finish`] returns the errors.
+    /// Writes the last, incomplete line to the stream. [`Results::finish`] returns the errors.
     fn flush(&mut self) -> io::Result<()> {
         self.write_lines();
         Ok(())
     }
 }
 
-/// Prints a message to standard error. If that fails, the exit code still gives the answer.
+/// Prints a message to standard error. An error of printing is ignored, because the exit code gives the
+/// answer.
 pub(crate) fn talk(text: &str) {
     let text = fitted(styled(text), terminal::of_talk());
     let _ = anstream::stderr().write_all(text.as_bytes());
@@ -112,7 +114,8 @@ fn fitted(text: String, width: Option<usize>) -> String {
     }
 }
 
-/// Returns the text with its hidden characters replaced. Escapes that are styles are kept.
+/// Returns the text with those characters replaced that a person would not see. Terminal escapes for text
+/// styles are kept.
 pub(crate) fn styled(text: &str) -> String {
     if is_seen(text) {
         return text.to_owned();
@@ -131,7 +134,8 @@ pub(crate) fn styled(text: &str) -> String {
     safe + &shown(rest)
 }
 
-/// Returns the style at the beginning of `escape`, such as `ESC [ 1 m`, or an empty text.
+/// Returns the terminal escape for a text style at the beginning of `escape`, such as `ESC [ 1 m`, or an
+/// empty text if there is no such escape.
 fn style(escape: &str) -> &str {
     let Some(parameters) = escape.strip_prefix("\u{1b}[") else {
         return "";
@@ -147,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn styled_keeps_styles_and_replaces_hidden_characters() {
+    fn styled_text_keeps_styles_of_msrgate_and_has_hidden_characters_replaced() {
         for (text, wanted) in [
             ("a\tb\n", "a\tb\n"),
             (

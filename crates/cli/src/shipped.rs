@@ -1,8 +1,8 @@
-//! The policies that are built into the program.
+//! The policies that are built into the command `msrgate`.
 
 use msrgate_policy::Source;
 
-/// The policies of the folder `policies/`.
+/// The shipped policies, whose files are in the repository's folder `policies/`.
 pub(crate) const SHIPPED: [Shipped; 9] = [
     Shipped {
         name: "allow-all",
@@ -42,7 +42,7 @@ pub(crate) const SHIPPED: [Shipped; 9] = [
     },
 ];
 
-/// A policy that is built into the program.
+/// A policy that is built into the command `msrgate`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shipped {
     pub(crate) name: &'static str,
@@ -61,7 +61,7 @@ impl Shipped {
     }
 }
 
-/// Returns the shipped policy of this name.
+/// Returns the shipped policy with this name, or `None` if no shipped policy has the name.
 pub(crate) fn shipped(name: &str) -> Option<Shipped> {
     SHIPPED.into_iter().find(|shipped| shipped.name == name)
 }

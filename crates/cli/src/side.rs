@@ -9,22 +9,22 @@ use msrgate_policy::{Origin, Program, shown_name};
 use crate::failure::Failure;
 use crate::load::Input;
 
-/// A program, read from a policy or from the output of `compile`.
+/// One side of a comparison: a program that was read from a policy or from an output of `compile`.
 #[derive(Debug)]
 pub(crate) struct Side {
     pub(crate) name: String,
     pub(crate) program: Program,
     pub(crate) content: Content,
-    /// The processor for which a filter was compiled, if its file names one.
+    /// The processor for which the filter was compiled, if the filter's file names a processor.
     pub(crate) made_for: Option<String>,
 }
 
-/// The kind of input that a side was read from.
+/// The kind of input from which one side of a comparison was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// A policy or a program. It has rules, settings, and the lines of its entries.
+    /// A policy or a program: it has rules, settings, and the line of the policy for each rule.
     Policy,
-    /// A filter. It has only the decisions of the kernel.
+    /// A filter: it has only the kernel's decisions about accesses.
     Filter,
 }
 
@@ -56,13 +56,13 @@ impl Side {
         })
     }
 
-    /// Returns the place in the policy that an action comes from, for JSON: for example `policy.toml:7`, or
-    /// the reason why there is no such line.
+    /// Returns, for JSON, the place in the policy from which an action comes: for example `policy.toml:7`,
+    /// or the reason why there is no such line.
     pub(crate) fn place(&self, origin: Origin) -> String {
         self.place_by(origin, str::to_owned)
     }
 
-    /// Returns [`Self::place`] in the form for people.
+    /// Returns the place in the policy from which an action comes, for text that people read.
     pub(crate) fn shown_place(&self, origin: Origin) -> String {
         self.place_by(origin, shown_name)
     }

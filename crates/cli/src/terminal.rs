@@ -4,18 +4,22 @@ use std::io;
 
 use terminal_size::{Width, terminal_size_of};
 
-/// The smallest width that lines are broken for, also on a narrower terminal.
+/// The smallest width in columns at which lines are broken. On a terminal that is narrower than this, lines
+/// are broken at this width.
 const LEAST: usize = 20;
 
-/// The extra indent of continuation lines that do not stand below the last column of a table.
+/// The number of columns by which the continuation of a broken line is indented, if it does not stand below
+/// the last column of a table.
 const INDENT: usize = 4;
 
-/// Returns the width of the terminal that results go to, or `None` if they go elsewhere.
+/// Returns the width of the terminal to which standard output goes, or `None` if it does not go to a
+/// terminal.
 pub(crate) fn of_results() -> Option<usize> {
     terminal_size_of(io::stdout()).map(columns)
 }
 
-/// Returns the width of the terminal that messages go to, or `None` if they go elsewhere.
+/// Returns the width of the terminal to which standard error goes, or `None` if it does not go to a
+/// terminal.
 pub(crate) fn of_talk() -> Option<usize> {
     terminal_size_of(io::stderr()).map(columns)
 }
@@ -24,8 +28,8 @@ fn columns((Width(width), _): (Width, terminal_size::Height)) -> usize {
     usize::from(width).max(LEAST)
 }
 
-/// Breaks lines that are longer than `width` between words. Continuation lines of a row stand below its last
-/// column, if half of the width remains there.
+/// Breaks lines that are longer than `width` between words. The continuation of a table's row stands below
+/// the row's last column, if half of the width remains there.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut all = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -82,7 +86,8 @@ fn last_column(line: &str) -> Option<usize> {
     Some(seen(&line[..at]))
 }
 
-/// Returns the width of a text in columns: the number of its characters, without those of styles.
+/// Returns the width of a text on the terminal, in columns: the number of the text's characters outside of
+/// style escapes.
 fn seen(text: &str) -> usize {
     let mut count = 0;
     let mut rest = text.chars();
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrapped_keeps_line_that_fits() {
+    fn line_wrapping_does_not_change_line_that_fits_the_width() {
         let text = "a  b\n\n  c d\n";
         assert_eq!(wrapped(text, 20), text);
         let styled = "\u{1b}[1mtwenty characters   \u{1b}[0m";
@@ -109,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_row_continues_below_its_last_column() {
+    fn wrapped_table_row_continues_below_its_last_column() {
         assert_eq!(
             wrapped(
                 "S1.1    holds      capability 188 says that user space can handle\n",
@@ -120,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_row_of_wide_columns_continues_with_small_indent() {
+    fn wrapped_table_row_with_wide_columns_continues_with_small_indent() {
         assert_eq!(
             wrapped(
                 "0x10 IA32_TIME_STAMP_COUNTER                 read   deny     #GP, or an exit",
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_sentence_continues_with_indent() {
+    fn wrapped_sentence_continues_on_an_indented_line() {
         assert_eq!(
             wrapped("  - accesses that never leave the guest", 30),
             "  - accesses that never leave\n      the guest"
@@ -146,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_puts_too_long_word_on_its_own_line() {
+    fn line_wrapping_puts_word_longer_than_the_width_on_its_own_line() {
         assert_eq!(
             wrapped("a bbbbbbbbbbbbbbbbbbbbbbbbb c", 20),
             "a\n    bbbbbbbbbbbbbbbbbbbbbbbbb\n    c"

@@ -1,22 +1,22 @@
-//! The argument of `--until`: a time, or a text that the VMM prints.
+//! The argument of `learn --until`: a time, or a text that the VMM prints.
 
 use std::time::Duration;
 
 /// The event at which `learn` ends the VMM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// This time has passed while the VMM ran.
+    /// `learn` ends the VMM when the VMM has run for this time.
     Time(Duration),
-    /// The VMM has printed this text on standard output.
+    /// `learn` ends the VMM when the VMM has printed this text on standard output.
     Text(Vec<u8>),
 }
 
-/// The units of time, in seconds.
+/// The units of time that `--until` accepts, each with its length in seconds.
 const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
 impl Until {
-    /// Reads the argument. A number with `ms`, `s`, `m` or `h` is a time; all else is a text, except a number
-    /// that looks like a time.
+    /// Parses the argument of `--until`. A number followed by `ms`, `s`, `m` or `h` is a time. Any other
+    /// argument is a text; but a number that only looks like a time is an error.
     pub(crate) fn read(argument: &str) -> Result<Self, String> {
         if argument.is_empty() {
             return Err("this is neither a time, such as `30s`, nor a text".to_owned());
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn until_reads_times_and_texts() {
+    fn until_option_takes_number_with_unit_as_time_and_other_argument_as_text() {
         let read = |text: &str| Until::read(text).unwrap();
         let time = |milliseconds| Until::Time(Duration::from_millis(milliseconds));
         for (text, milliseconds) in [
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn until_refuses_numbers_that_look_like_a_time() {
+    fn until_option_refuses_number_that_only_looks_like_a_time() {
         for text in ["", "30", "30 s", "30sec", "1.5.2s", "0s", "5 min", "7days"] {
             assert!(Until::read(text).is_err(), "{text}");
         }

@@ -17,7 +17,7 @@ const OWNER: u32 = 1001;
 const CALLER: u32 = 1002;
 const TEAM: u32 = 2000;
 
-/// The two commands that replace a file.
+/// The two commands that replace a file: `fmt --write` and `compile -o`.
 #[derive(Clone, Copy, Debug)]
 enum Writer {
     Fmt,
@@ -26,7 +26,7 @@ enum Writer {
 
 const WRITERS: [Writer; 2] = [Writer::Fmt, Writer::Compile];
 
-/// A file in a folder where every user may make files.
+/// A file to be replaced, in a folder where every user may make files.
 struct Place {
     folder: TempDir,
     file: PathBuf,
@@ -107,7 +107,7 @@ fn can_become_others() -> bool {
 }
 
 #[test]
-fn replaced_file_loses_setuid_setgid_and_sticky() {
+fn file_replaced_by_fmt_or_compile_loses_setuid_setgid_and_sticky_bits() {
     for writer in WRITERS {
         let place = Place::new(0o7755);
         place.run(msrgate(), writer);
@@ -116,7 +116,7 @@ fn replaced_file_loses_setuid_setgid_and_sticky() {
 }
 
 #[test]
-fn replaced_setuid_file_of_another_user_loses_setuid() {
+fn setuid_file_of_another_user_loses_setuid_bit_when_replaced() {
     if !can_become_others() {
         return;
     }
@@ -131,7 +131,7 @@ fn replaced_setuid_file_of_another_user_loses_setuid() {
 }
 
 #[test]
-fn replaced_file_keeps_group_and_its_rights_only_if_caller_is_in_group() {
+fn replaced_file_keeps_its_group_and_group_rights_only_if_caller_is_in_group() {
     if !can_become_others() {
         return;
     }
@@ -194,7 +194,7 @@ fn acl_of(path: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn replaced_file_keeps_acl() {
+fn file_replaced_by_fmt_or_compile_keeps_its_acl() {
     for writer in WRITERS {
         let place = Place::new(0o600);
         let wanted = acl(1003, [6, 6, 0, 6, 0]);
@@ -208,7 +208,7 @@ fn replaced_file_keeps_acl() {
 }
 
 #[test]
-fn replaced_file_that_loses_owner_or_group_gives_no_more_rights_by_acl() {
+fn acl_of_replaced_file_that_loses_owner_or_group_gives_no_user_more_rights() {
     if !can_become_others() {
         return;
     }
@@ -229,9 +229,10 @@ fn replaced_file_that_loses_owner_or_group_gives_no_more_rights_by_acl() {
     }
 }
 
-/// If a folder gives an ACL to new files, a replaced file without an ACL still has no ACL.
+/// If a folder has a default ACL for new files, a file without an ACL still has no ACL after it was
+/// replaced.
 #[test]
-fn replaced_file_without_acl_gets_no_acl_from_folder() {
+fn replaced_file_without_acl_gets_none_from_default_acl_of_folder() {
     for writer in WRITERS {
         let place = Place::new(0o660);
         let of_folder = acl(1003, [6, 6, 0, 6, 0]);
@@ -247,7 +248,7 @@ fn replaced_file_without_acl_gets_no_acl_from_folder() {
 /// If the replaced file is one of several hard links, it becomes a file of its own, as with most
 /// editors. The command prints a line about this.
 #[test]
-fn replaced_hard_link_is_named_on_stderr() {
+fn message_says_that_replaced_file_is_no_longer_a_hard_link() {
     for writer in WRITERS {
         let place = Place::new(0o644);
         let other = place.folder.path().join("other.toml");
@@ -266,7 +267,7 @@ fn replaced_hard_link_is_named_on_stderr() {
 /// in a setgid folder may seem to have the group of the old file, but really has the group of the folder.
 /// The command treats the group as lost.
 #[test]
-fn replaced_file_loses_group_unknown_in_user_namespace() {
+fn replaced_file_loses_group_that_has_no_id_in_user_namespace() {
     if !can_become_others() {
         return;
     }

@@ -48,7 +48,7 @@ fn message_about_misspelt_shipped_policy_suggests_its_name() {
 }
 
 #[test]
-fn message_about_folder_named_like_shipped_policy_says_so() {
+fn message_about_folder_named_like_shipped_policy_says_that_it_is_a_folder() {
     let folder = folder();
     fs::create_dir(folder.path().join("linux-boot")).expect("a folder");
     let said = said(folder.path(), &["check", "linux-boot"]);
@@ -124,10 +124,10 @@ fn message_about_include_without_toml_suggests_existing_file() {
     assert!(said.contains("did you mean \"org.toml\"?"), "{said}");
 }
 
-/// For the policies of the tests and for shipped ones, the numbers of entries by extent add up to the number
-/// of all entries.
+/// `check` prints how many of a policy's entries KVM's filter enforces fully, partly and not. For each
+/// policy these numbers add up to the number of all entries.
 #[test]
-fn counts_of_entries_that_check_prints_add_up() {
+fn numbers_of_entries_by_enforcement_that_check_prints_add_up_to_all_entries() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
     let files = fs::read_dir(&own).expect("policies");
     let files = files.map(|file| file.expect("a file").path().display().to_string());

@@ -1,7 +1,7 @@
-//! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a
-//! processor's name. A policy has one variant for each combination of `[[when]]`s that can hold. A
-//! comparison looks at each pair of a variant of one policy and a variant of the other, so the
-//! numbers of variants multiply.
+//! Tests of `diff` and `check --within` for two policies whose `[[when]]` sections depend on different parts
+//! of a processor's name. A policy has one variant for each combination of `[[when]]`s that can hold. A
+//! comparison looks at each pair of a variant of one policy and a variant of the other, so the numbers of
+//! variants multiply.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 /// The memory in KiB that a comparison needs at most according to the reference: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
-/// Runs the command with a limit of [`MOST_MEMORY`]. A command that needs more memory aborts.
+/// Runs `msrgate` with a limit of [`MOST_MEMORY`] on its memory, beyond which the command aborts.
 fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");
@@ -48,7 +48,7 @@ fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
 }
 
 #[test]
-fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
+fn diff_and_check_within_refuse_two_policies_with_too_many_pairs_of_variants() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
@@ -97,7 +97,7 @@ fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
 /// Each policy alone distinguishes few enough processors. Together they distinguish too many, because the
 /// numbers multiply, and `diff` refuses to compare them.
 #[test]
-fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
+fn diff_refuses_two_policies_that_together_distinguish_too_many_processors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let every_other = |most: u32| (0..=most).step_by(2).collect::<Vec<_>>();

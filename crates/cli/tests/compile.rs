@@ -34,7 +34,7 @@ fn compile(folder: &Path, format: &str) -> String {
 }
 
 #[test]
-fn diff_of_policy_and_its_compile_output_finds_no_difference() {
+fn diff_finds_no_difference_between_policy_and_output_of_compile() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["program", "json", "abi"] {
         let file = compile(folder.path(), format);
@@ -57,7 +57,7 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
 }
 
 #[test]
-fn compile_to_dash_writes_to_standard_output() {
+fn compile_with_output_dash_writes_to_standard_output_and_makes_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let policy = fs::canonicalize(GOOD).unwrap();
@@ -71,10 +71,10 @@ fn compile_to_dash_writes_to_standard_output() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
-/// `compile` replaces an existing output file and leaves no other file beside it. If the policy has
-/// mistakes, the old output stays.
+/// `compile` replaces an existing output file, and no temporary file remains beside it. If the policy has
+/// mistakes, the old output file stays.
 #[test]
-fn compile_replaces_output_file_by_rename() {
+fn compile_replaces_whole_output_file_and_keeps_it_if_policy_has_mistakes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("json");
     fs::write(&file, "x".repeat(10_000)).unwrap();
@@ -93,7 +93,7 @@ fn compile_replaces_output_file_by_rename() {
 }
 
 #[test]
-fn truncated_program_is_input_error() {
+fn diff_with_truncated_program_file_exits_2() {
     let folder = tempfile::tempdir().unwrap();
     let file = compile(folder.path(), "program");
     let bytes = fs::read(&file).unwrap();
@@ -104,10 +104,10 @@ fn truncated_program_is_input_error() {
     assert!(talk.contains("the program is cut off after"), "{talk}");
 }
 
-/// If the output path is a link, the link stays and its target is replaced. The target keeps its mode, so
-/// users who could not read the old file cannot read the new one.
+/// If the output path is a symbolic link, the link stays and its target is replaced. The new target has the
+/// mode of the old one, so users who could not read the old file cannot read the new one.
 #[test]
-fn compile_keeps_link_and_mode_of_existing_output_file() {
+fn compile_to_symbolic_link_keeps_link_and_replaces_its_target_with_same_mode() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("a"), folder.path().join("b"));
     fs::write(&file, "").unwrap();
@@ -164,7 +164,7 @@ fn in_shell(folder: &Path, script: &str) -> Output {
 /// If the output path leads to an open file, the output continues where the last write ended, even if the
 /// file has been deleted.
 #[test]
-fn compile_output_to_open_file_continues_at_position_of_file() {
+fn compile_output_to_open_descriptor_continues_at_position_of_descriptor() {
     let folder = tempfile::tempdir().unwrap();
     let json = String::from_utf8(msrgate(&["compile", GOOD, "--format", "json"]).stdout).unwrap();
     symlink("/dev/stdout", folder.path().join("link")).unwrap();
@@ -219,7 +219,7 @@ fn compile_output_to_open_file_continues_at_position_of_file() {
     }
 }
 
-/// If the output path is a link whose target does not exist, `compile` makes the target and keeps
+/// If the output path is a symbolic link whose target does not exist, `compile` makes the target and keeps
 /// the link. Here `current` leads to `store/next`, and `store/next` leads to `store/1`.
 #[test]
 fn compile_output_to_dangling_link_makes_target_of_link() {
@@ -249,7 +249,7 @@ fn compile_output_to_dangling_link_makes_target_of_link() {
 /// `compile` writes no binary output to a terminal, whatever path leads there. A program contains texts of
 /// the policy's author, which a terminal may take for commands.
 #[test]
-fn compile_refuses_binary_output_to_terminal_by_every_path() {
+fn compile_refuses_binary_output_to_terminal_whatever_path_leads_to_it() {
     let folder = tempfile::tempdir().unwrap();
     symlink("/dev/tty", folder.path().join("link")).unwrap();
     let text = "policy = 1\ndefault = 'deny'\nname = \"\\u001b]0;owned\\u0007\"\n";
@@ -286,7 +286,7 @@ fn compile_refuses_binary_output_to_terminal_by_every_path() {
 }
 
 #[test]
-fn compile_does_not_replace_policy_that_it_compiles() {
+fn compile_refuses_output_path_of_policy_that_it_compiles() {
     let folder = tempfile::tempdir().unwrap();
     let (policy, link) = (folder.path().join("p.toml"), folder.path().join("link"));
     fs::copy(GOOD, &policy).unwrap();
@@ -312,10 +312,10 @@ fn compile_does_not_replace_policy_that_it_compiles() {
     }
 }
 
-/// If the output path leads to a file that `compile` has read, the command refuses and the file stays. This
-/// holds for every link to the file and for every open descriptor of it.
+/// If the output path leads to a file that `compile` has read, by a link or by an open descriptor, the
+/// command exits with an error, and the file stays unchanged.
 #[test]
-fn compile_does_not_replace_file_that_it_read() {
+fn compile_refuses_output_path_that_leads_to_policy_or_included_file() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let policy = "policy = 1\ndefault = 'deny'\ninclude = ['i.toml']\n";

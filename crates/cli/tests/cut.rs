@@ -1,4 +1,4 @@
-//! Tests of truncated files, which are input errors in every command.
+//! Tests of truncated input files: every command exits with 2, the code of an input error.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ const LOOSE: &str = "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\n
 /// A truncated filter is an input error. Without its last ranges, a filter that allows by default would be
 /// looser, and a policy would seem to be within it.
 #[test]
-fn truncated_compiled_filter_is_input_error() {
+fn command_exits_2_for_truncated_file_of_compiled_filter() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("org.toml"), ORG).expect("a file");
@@ -65,7 +65,7 @@ fn truncated_compiled_filter_is_input_error() {
 /// If the last line has no line feed and may be a part of a longer line, `import` leaves the line out and
 /// exits with 2. For example, `0xffffffff0` may be the beginning of the mask `0xffffffff00000000`.
 #[test]
-fn import_with_possibly_cut_last_line_is_incomplete() {
+fn import_exits_2_if_last_line_of_file_may_be_cut_off() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (text, code, says) in [
@@ -118,7 +118,7 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
 /// A filter with bytes after its last bitmap is an input error. Otherwise a file of zeros, which a crash may
 /// leave, would be a filter that allows everything.
 #[test]
-fn filter_with_bytes_after_last_bitmap_is_input_error() {
+fn command_exits_2_for_filter_file_with_bytes_after_last_bitmap() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("org.toml"), ORG).expect("a file");
@@ -157,7 +157,7 @@ fn filter_with_bytes_after_last_bitmap_is_input_error() {
 
 /// `import` of a text with zeros in it exits with 2: a part of the file was lost.
 #[test]
-fn import_of_log_or_list_with_zero_bytes_is_incomplete() {
+fn import_exits_2_for_log_or_list_that_contains_zero_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let log = b"[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n\0\0\0\n";

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. S4 and S7 count in
-/// letters. S8 and S9 are one statement each.
+/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. The statements of S4 and S7
+/// have letters in place of numbers. S8 and S9 are one statement each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -40,10 +40,11 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// A reference in the evidence: a code span that names a statement of the doctor, or a test.
+/// A reference in `docs/evidence.md`: a code span that names a test, or a statement that `msrgate doctor`
+/// tests.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// A statement of the doctor, such as `doctor S2.4a`.
+    /// A statement that `msrgate doctor` tests, such as `doctor S2.4a`.
     Doctor(&'d str),
     /// A test, such as `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
@@ -68,14 +69,16 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).expect(path)
 }
 
-/// Returns the references in a text. The function takes every second part between backquotes for a code
-/// span, which is right as long as no fenced code contains backquotes.
+/// Returns the references to statements and tests in the text of the evidence document. The function takes
+/// every second part between backquotes for a code span, which is right as long as no fenced code contains
+/// backquotes.
 fn references(text: &str) -> Vec<Reference<'_>> {
     let spans = text.split('`').skip(1).step_by(2);
     spans.filter_map(Reference::of).collect()
 }
 
-/// Returns the reason why a reference has no target, or `None` if it has one.
+/// Returns the reason why a reference is broken: its statement or test does not exist. Returns `None` if the
+/// statement or test exists.
 fn broken(reference: &Reference<'_>) -> Option<String> {
     match reference {
         Reference::Doctor(number) => {
@@ -147,13 +150,14 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// A claim of `docs/evidence.md`: its line, and the lines below it, which name its tests.
+/// A claim of `docs/evidence.md`: the line with the claim, and the lines below it, which name the tests of
+/// the claim.
 struct Claim<'e> {
     number: &'e str,
     text: &'e str,
 }
 
-/// Returns the documents that the evidence is about, each with its claims.
+/// Returns the documents whose claims `docs/evidence.md` lists, each document with its claims.
 fn evidence(text: &str) -> Vec<(&str, Vec<Claim<'_>>)> {
     let sections = text.split("\n## ").skip(1);
     sections
@@ -181,7 +185,7 @@ fn numbered(text: &str, letter: char) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_test_that_evidence_names_exists() {
+fn every_test_that_evidence_document_names_exists() {
     let text = read("docs/evidence.md");
     let found = references(&text);
     assert!(
@@ -194,7 +198,7 @@ fn every_test_that_evidence_names_exists() {
 }
 
 #[test]
-fn every_claim_in_evidence_names_test_or_states_that_test_is_missing() {
+fn every_claim_in_evidence_document_names_a_test_or_states_that_none_exists() {
     for (path, claims) in evidence(&read("docs/evidence.md")) {
         for Claim { number, text } in claims {
             let has_test = !references(text).is_empty();
@@ -204,7 +208,7 @@ fn every_claim_in_evidence_names_test_or_states_that_test_is_missing() {
 }
 
 #[test]
-fn every_statement_about_kvm_exists_and_has_evidence() {
+fn every_numbered_statement_about_kvm_exists_and_has_entry_in_evidence_document() {
     let (semantics, page) = (read("docs/kvm-semantics.md"), read("docs/evidence.md"));
     let stated = stated(&semantics);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
@@ -219,7 +223,7 @@ fn every_statement_about_kvm_exists_and_has_evidence() {
 }
 
 #[test]
-fn every_numbered_promise_and_claim_has_evidence() {
+fn every_numbered_promise_and_claim_has_entry_in_evidence_document() {
     let page = read("docs/evidence.md");
     let evidence = evidence(&page);
     for (path, letters) in [
@@ -239,7 +243,7 @@ fn every_numbered_promise_and_claim_has_evidence() {
 }
 
 #[test]
-fn every_decision_that_evidence_names_exists() {
+fn every_decision_record_that_evidence_document_names_exists() {
     let page = read("docs/evidence.md");
     let evidence = evidence(&page);
     let (_, claims) = evidence
@@ -253,7 +257,7 @@ fn every_decision_that_evidence_names_exists() {
 }
 
 #[test]
-fn documents_other_than_evidence_name_no_test() {
+fn only_evidence_document_names_tests() {
     for document in documents() {
         if document.ends_with("docs/evidence.md") {
             continue;
@@ -265,7 +269,7 @@ fn documents_other_than_evidence_name_no_test() {
 }
 
 #[test]
-fn evidence_names_every_doctor_statement() {
+fn evidence_document_names_every_statement_that_doctor_tests() {
     let text = read("docs/evidence.md");
     let named: BTreeSet<&str> = references(&text)
         .into_iter()
@@ -281,7 +285,7 @@ fn evidence_names_every_doctor_statement() {
 /// The last column of the tables in `docs/seed.md` names items of the code, in code spans. Each of
 /// these items exists.
 #[test]
-fn every_code_item_that_seed_document_names_exists() {
+fn every_code_item_that_document_seed_md_names_exists() {
     let source: String = fs::read_dir(root().join("crates/filter/src"))
         .expect("a folder")
         .chain(fs::read_dir(root().join("crates/filter/src/vcpu")).expect("a folder"))
@@ -309,7 +313,7 @@ fn every_code_item_that_seed_document_names_exists() {
 /// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement of
 /// `docs/kvm-semantics.md`.
 #[test]
-fn every_paragraph_of_interface_document_names_statement() {
+fn every_paragraph_of_msr_filter_api_document_names_statement_about_kvm() {
     let text = read("docs/msr-filter-api.md");
     let blocks = text
         .split("\n\n")
@@ -330,7 +334,7 @@ fn every_paragraph_of_interface_document_names_statement() {
 }
 
 #[test]
-fn every_statement_number_in_a_document_exists() {
+fn every_statement_number_that_a_document_mentions_exists() {
     let mut known: BTreeSet<String> = all_statements().into_iter().collect();
     known.extend(statements().map(|statement| statement.number().to_owned()));
     known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));
@@ -342,7 +346,7 @@ fn every_statement_number_in_a_document_exists() {
 }
 
 #[test]
-fn picture_in_reference_equals_output_of_check() {
+fn picture_of_packed_filter_in_reference_is_output_of_check() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let output = command
         .args(["check", "linux-guest", "--host", "none"])
@@ -382,7 +386,7 @@ fn every_link_between_documents_has_a_target() {
 }
 
 #[test]
-fn name_of_missing_test_is_reported() {
+fn reference_to_missing_test_or_doctor_statement_is_reported_as_broken() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),
@@ -412,14 +416,14 @@ fn name_of_missing_test_is_reported() {
 }
 
 #[test]
-fn statement_numbers_are_recognised_in_text() {
+fn numbers_of_kvm_statements_are_found_in_text() {
     let text = "S1.2, (S4a) S7; S10.5. SSE, S, xS1, SDM S2.4h: `doctor S3` Sixteen";
     let found: Vec<_> = mentioned(text).into_iter().collect();
     assert_eq!(found, ["S1.2", "S10.5", "S2.4h", "S3", "S4a", "S7"]);
 }
 
 #[test]
-fn promise_numbers_are_recognised_in_text() {
+fn numbers_of_promises_are_found_in_text() {
     let text = "**P1. A** (P12), `P3`; xP4 P5a PR P";
     assert_eq!(numbered(text, 'P'), BTreeSet::from(["P1", "P12", "P3"]));
 }

@@ -1,4 +1,4 @@
-//! Tests of the files after `msrgate fmt --write`.
+//! Tests of `msrgate fmt`, most of them of the files that `fmt --write` leaves.
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -17,7 +17,7 @@ fn fmt(arguments: &[&str], file: &Path) -> Output {
 }
 
 #[test]
-fn fmt_write_through_link_keeps_link_and_mode() {
+fn fmt_write_to_symbolic_link_keeps_link_and_mode_of_its_target() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");
@@ -38,7 +38,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
 }
 
 #[test]
-fn fmt_write_leaves_canonical_files_and_files_with_mistakes_alone() {
+fn fmt_write_changes_neither_file_in_canonical_form_nor_file_with_mistakes() {
     for (text, code) in [(TIDY, 0), ("policy = 1\n[msrs]\nnothing = \"rw\"\n", 1)] {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");
@@ -52,7 +52,7 @@ fn fmt_write_leaves_canonical_files_and_files_with_mistakes_alone() {
 
 /// If one file has mistakes, `fmt --write` still writes the other files, and exits with 1.
 #[test]
-fn fmt_write_continues_after_file_with_mistakes() {
+fn fmt_write_still_writes_other_files_if_one_file_has_mistakes() {
     let folder = tempfile::tempdir().expect("a folder");
     let [wrong, untidy] = ["wrong.toml", "untidy.toml"].map(|name| folder.path().join(name));
     fs::write(&wrong, "policy = 2\n").expect("written");
@@ -66,7 +66,7 @@ fn fmt_write_continues_after_file_with_mistakes() {
 /// If one file cannot be read, `fmt --write` still writes the other files, and exits with 2. The
 /// JSON lists each file.
 #[test]
-fn fmt_write_continues_after_missing_file() {
+fn fmt_write_still_writes_other_files_if_one_file_is_missing() {
     let folder = tempfile::tempdir().expect("a folder");
     let [a, missing, wrong, b] =
         ["a.toml", "missing.toml", "wrong.toml", "b.toml"].map(|name| folder.path().join(name));
@@ -114,10 +114,10 @@ fn fmt_write_continues_after_missing_file() {
     }
 }
 
-/// `fmt --write` refuses a path that leads to an open file: after a replacement, the process that opened the
-/// file would still have the old one.
+/// `fmt --write` refuses a path that leads to an open descriptor, such as `/dev/stdin`: if `fmt` replaced
+/// the file, the process that opened the descriptor would still have the old file.
 #[test]
-fn fmt_write_refuses_open_file_and_pipe() {
+fn fmt_write_refuses_dev_stdin_and_other_paths_to_open_descriptor() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.toml");
     fs::write(&file, UNTIDY).expect("written");
@@ -137,7 +137,7 @@ fn fmt_write_refuses_open_file_and_pipe() {
 }
 
 #[test]
-fn fmt_of_standard_input_goes_to_standard_output() {
+fn fmt_of_policy_from_standard_input_prints_it_to_standard_output() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let command = command.args(["fmt", "-"]).stdin(Stdio::piped());
     let mut child = command

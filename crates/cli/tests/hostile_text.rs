@@ -11,13 +11,13 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A style that msrgate does not use.
+/// A terminal escape for a text style that msrgate does not use.
 const STYLE: &str = "\u{1b}[5;45m";
 
-/// A line that could be taken for one of msrgate's own.
+/// A line that a reader could mistake for a line of msrgate's output.
 const FORGED: &str = "\nforged: no mistakes\n";
 
-/// Texts with characters that a terminal obeys or does not show.
+/// Texts with characters that a terminal executes as commands or does not show.
 const FRAGMENTS: [&str; 26] = [
     STYLE,
     FORGED,
@@ -68,7 +68,7 @@ fn run(arguments: &[&str]) -> Output {
     command.output().expect("the command runs")
 }
 
-/// Returns the text without styles. Other escapes are kept.
+/// Returns the text without the escapes of text styles. Other terminal escapes are kept.
 fn without_styles(text: &str) -> String {
     let mut parts = text.split('\u{1b}');
     let mut rest = parts.next().unwrap_or_default().to_owned();
@@ -109,7 +109,7 @@ struct Files {
     folder: TempDir,
     /// A correct policy with the hostile text in its strings.
     policy: String,
-    /// Policies with mistakes. Each has the hostile text in a place of its own.
+    /// Policies with mistakes. Each policy has the hostile text in another place.
     wrong: Vec<String>,
     /// Files with the hostile text to replay or to import.
     others: Vec<String>,
@@ -295,7 +295,7 @@ proptest! {
 /// If a text with all kinds of hidden characters is in every place of the input, the output has no
 /// hidden character.
 #[test]
-fn no_output_has_any_of_all_hidden_characters_in_input() {
+fn no_output_contains_a_hidden_character_that_input_contains() {
     let text = FRAGMENTS.concat();
     let files = Files::new(&text);
     assert_named(&text, &files);
@@ -307,7 +307,7 @@ fn no_output_has_any_of_all_hidden_characters_in_input() {
 /// If a policy contains hidden characters without an escape, every command refuses it and names their
 /// places.
 #[test]
-fn policy_with_unescaped_hidden_characters_is_refused() {
+fn every_command_refuses_policy_with_unescaped_hidden_characters() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("policy.toml");
     let mut file = fs::File::create(&path).expect("created");

@@ -36,7 +36,7 @@ fn said(output: &Output) -> String {
     String::from_utf8(both).expect("text")
 }
 
-/// Returns the command's messages and its exit code.
+/// Runs `msrgate`, and returns its messages and its exit code.
 fn run(folder: &Path, arguments: &[&str]) -> (String, Option<i32>) {
     let output = msrgate(folder).args(arguments).output().expect("msrgate");
     (said(&output), output.status.code())
@@ -62,7 +62,7 @@ fn included(folder: &Path, name: &str) -> (String, Option<i32>) {
 }
 
 #[test]
-fn included_secret_behind_link_is_not_quoted() {
+fn message_does_not_quote_secret_file_that_included_link_leads_to() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "secret", "hunter2 = 'a'\npassword: hunter2\n");
@@ -95,10 +95,10 @@ fn included_secret_behind_link_is_not_quoted() {
     assert!(said.contains("this text is not a policy"), "{said}");
 }
 
-/// If the policy itself is a link to a secret file, as may be in a stranger's repository, no command quotes
-/// the file.
+/// If the policy itself is a symbolic link to a secret file, as may be in a stranger's repository, no
+/// command quotes the file.
 #[test]
-fn secret_behind_link_in_place_of_policy_is_not_quoted() {
+fn message_does_not_quote_secret_file_that_link_in_place_of_policy_leads_to() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "secret", "hunter2 = 'a'\nhunter2 = hunter2\n");
@@ -128,9 +128,9 @@ fn secret_behind_link_in_place_of_policy_is_not_quoted() {
 }
 
 /// If a file is no policy, or is in an unknown version of the language, messages tell at most the version.
-/// They do not tell the file's length either, because the length of a secret is a part of the secret.
+/// Messages do not tell the file's length either, because the length of a secret is a part of the secret.
 #[test]
-fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
+fn message_about_file_that_is_no_policy_reveals_at_most_its_version() {
     const NONE: &str = "this text is not a policy";
     let folder = folder();
     let folder = folder.path();
@@ -191,7 +191,7 @@ fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
 /// If an include is a pipe, a device or a folder, `check` refuses it. The command does not wait for a writer
 /// of the pipe.
 #[test]
-fn included_pipe_device_or_folder_is_refused() {
+fn check_refuses_include_of_pipe_device_or_folder() {
     let folder = folder();
     let folder = folder.path();
     let made = Command::new("mkfifo")
@@ -244,7 +244,7 @@ fn entries(folder: &Path, policy: &OsStr) -> Vec<String> {
 }
 
 #[test]
-fn file_included_under_several_names_is_one_file() {
+fn file_included_by_several_paths_counts_as_one_file() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "a.toml", "policy = 1\n[msrs]\n0x10 = \"r\"\n");
@@ -281,10 +281,10 @@ fn file_included_under_several_names_is_one_file() {
     assert_eq!(code, Some(1));
 }
 
-/// If a file has hard links in two folders, a policy read through one link includes files of that link's
-/// folder, although the text is the same for both links.
+/// If a policy's file has hard links in two folders, the policy that is read by one of the links includes
+/// files from the folder of that link, although the text is the same for both links.
 #[test]
-fn hard_link_in_another_folder_has_its_own_includes() {
+fn includes_of_hard_link_are_looked_up_in_folder_of_that_link() {
     let folder = folder();
     let folder = folder.path();
     for (name, msr) in [("one", "0x10"), ("two", "0x11")] {
@@ -304,10 +304,10 @@ fn hard_link_in_another_folder_has_its_own_includes() {
     assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
 }
 
-/// If a link leads to a policy, the policy's includes are looked up from the folder of the policy's real
-/// file. The policy may be an argument or an include.
+/// If a symbolic link leads to a policy, the policy's includes are looked up from the folder of the link's
+/// target. The policy may be an argument or an include.
 #[test]
-fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
+fn includes_of_policy_behind_link_are_looked_up_in_folder_of_link_target() {
     let folder = folder();
     let folder = folder.path();
     for (name, msr) in [("real", "0x10"), ("link", "0x11")] {
@@ -336,7 +336,7 @@ fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
 /// If a policy comes from a pipe, its includes are looked up from the working folder. The name of the pipe
 /// does not matter: `-`, `/dev/stdin`, or the result of `<(…)` in a shell.
 #[test]
-fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
+fn includes_of_policy_from_pipe_are_looked_up_in_working_folder() {
     let folder = folder();
     let folder = folder.path();
     write(
@@ -366,7 +366,7 @@ fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
 /// If a dangling link is named like a shipped policy, the name means the link: files take precedence over
 /// shipped policies.
 #[test]
-fn dangling_link_named_like_shipped_policy_is_an_error() {
+fn policy_argument_that_is_dangling_link_named_like_shipped_policy_is_an_error() {
     let folder = folder();
     let folder = folder.path();
     symlink("absent", folder.join("sandbox")).expect("a link");
@@ -376,10 +376,10 @@ fn dangling_link_named_like_shipped_policy_is_an_error() {
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Paths that differ only in bytes that are not UTF-8 are printed differently. A path of plain text that is
-/// spelt like the printed form of one of these paths is printed differently, too.
+/// Paths that differ only in bytes that are not UTF-8 are printed differently. A plain path whose text
+/// equals the printed form of such a path is printed differently, too.
 #[test]
-fn paths_that_are_no_text_have_different_names_in_text_and_json() {
+fn different_paths_that_are_not_utf8_have_different_names_in_text_and_json() {
     let folder = folder();
     let folder = folder.path();
     let paths = [&b"d\xff"[..], b"d\xfe", b"d\\xff"].map(OsStr::from_bytes);
@@ -428,7 +428,7 @@ fn paths_that_are_no_text_have_different_names_in_text_and_json() {
 }
 
 #[test]
-fn includes_with_different_paths_that_are_no_text_are_different_files() {
+fn included_files_whose_paths_differ_in_bytes_that_are_not_utf8_are_different() {
     let folder = folder();
     let folder = folder.path();
     let [one, other] = [b"\xff.toml", b"\xfe.toml"].map(|name| OsStr::from_bytes(name));
@@ -455,7 +455,7 @@ fn includes_with_different_paths_that_are_no_text_are_different_files() {
 }
 
 #[test]
-fn every_argument_that_is_a_path_takes_any_bytes() {
+fn every_path_argument_of_commands_may_contain_bytes_that_are_not_utf8() {
     let folder = folder();
     let folder = folder.path();
     let name = |name: &[u8]| OsStr::from_bytes(name).to_owned();
@@ -519,7 +519,7 @@ fn every_argument_that_is_a_path_takes_any_bytes() {
 /// If 140 files form seven layers, and each file includes all files of the next layer, `check` needs at most
 /// 128 MiB.
 #[test]
-fn check_of_layers_of_includes_needs_little_memory() {
+fn check_of_140_files_in_layers_of_includes_needs_at_most_128_mib() {
     let folder = folder();
     let folder = folder.path();
     let layer = |layer: usize| -> Vec<String> {
@@ -548,7 +548,7 @@ fn check_of_layers_of_includes_needs_little_memory() {
 
 /// If each of several small files includes the next one 20 times, every command needs at most 128 MiB.
 #[test]
-fn file_included_again_and_again_needs_little_memory() {
+fn command_needs_at_most_128_mib_if_files_include_next_file_20_times() {
     let folder = folder();
     let folder = folder.path();
     for number in 0..6 {
@@ -633,7 +633,7 @@ fn check_of_text_within_limits_needs_no_more_memory_than_documented() {
 }
 
 #[test]
-fn unreadable_include_leaves_other_includes_readable() {
+fn check_reads_other_includes_if_one_included_file_is_not_utf8() {
     let folder = folder();
     let folder = folder.path();
     fs::write(folder.join("latin1.toml"), b"policy = 1\n# \xe9\n").expect("a file");

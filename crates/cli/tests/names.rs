@@ -1,4 +1,4 @@
-//! Tests of the names of files in all output: different files have different names.
+//! Tests of the names of files in all output: different files are printed with different names.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,7 +27,7 @@ fn said(output: &Output) -> String {
 }
 
 #[test]
-fn names_that_differ_in_hidden_characters_look_different() {
+fn file_names_that_differ_only_in_hidden_characters_are_printed_differently() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let names: [(&[u8], &str); 10] = [
@@ -122,7 +122,7 @@ fn file_named_like_shipped_policy_or_standard_input_is_shown_with_dot_slash() {
 /// If paths of more than 200 characters are in a message, about a circle of includes or about a missing
 /// file, the message has them in full.
 #[test]
-fn long_file_names_are_not_cut_in_messages() {
+fn messages_have_paths_of_more_than_200_characters_in_full() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = fs::canonicalize(folder.path()).expect("a path");
     let deep = format!("{}/{}", "d".repeat(100), "e".repeat(100));
@@ -168,7 +168,7 @@ fn long_file_names_are_not_cut_in_messages() {
 }
 
 #[test]
-fn json_about_conflict_between_two_files_names_both_files() {
+fn json_about_conflict_of_entries_in_two_files_has_place_in_both_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let policy = format!("{HEAD}include = [\"i.toml\"]\n[msrs]\n0x10 = \"r\"\n");
@@ -199,8 +199,8 @@ fn json_about_conflict_between_two_files_names_both_files() {
 }
 
 /// `compile` refuses an output path through `/proc/PID/root` into another mount namespace. The kernel
-/// follows such a path to a file there; without its links, the path would name a file in this namespace.
-/// Both files stay.
+/// follows such a path to a file in the other namespace. With its links resolved, the path would name a file
+/// in this namespace. Neither file is changed.
 #[test]
 fn compile_refuses_output_path_into_another_mount_namespace() {
     let folder = tempfile::tempdir().expect("a folder");

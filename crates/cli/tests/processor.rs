@@ -6,11 +6,12 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A policy that differs by vendor.
+/// The path of a policy that has different entries for processors of different vendors.
 const POLICY: &str = "tests/policies/vendors.toml";
 const TRACE: &str = "tests/traces/perf.txt";
 
-/// The commands whose answers are about one processor, with the JSON pointer to the processor.
+/// The commands whose answers are about one processor, each with the JSON pointer to the processor in its
+/// output.
 const COMMANDS: [(&[&str], &str); 5] = [
     (&["explain", POLICY, "MSR_PPERF"], "/accesses/0/cpu"),
     (&["replay", POLICY, TRACE], "/cpu"),
@@ -59,7 +60,7 @@ fn of_host() -> Option<String> {
 }
 
 #[test]
-fn answer_states_processor_that_cpu_option_names() {
+fn output_of_command_names_processor_that_cpu_option_asks_for() {
     for (command, pointer) in COMMANDS {
         let named = ["--cpu", "AuthenticAMD:25:1"];
         let output = msrgate(command, &named);
@@ -77,7 +78,7 @@ fn answer_states_processor_that_cpu_option_names() {
 }
 
 #[test]
-fn answer_without_cpu_option_is_about_processor_of_host() {
+fn output_without_cpu_option_is_about_processor_of_this_host() {
     let host = of_host();
     for (command, pointer) in &COMMANDS[..3] {
         let output = msrgate(command, &[]);
@@ -105,7 +106,7 @@ fn answer_without_cpu_option_is_about_processor_of_host() {
 /// If a policy differs by processor, `compile` asks for `--cpu` and does not choose this host's processor,
 /// because the output may be for another machine.
 #[test]
-fn compile_does_not_choose_processor_of_host() {
+fn compile_asks_for_cpu_option_if_policy_differs_by_processor() {
     let json = ["compile", POLICY, "--format", "json", "--filter-only"];
     let output = msrgate(&json, &[]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -120,7 +121,7 @@ fn compile_does_not_choose_processor_of_host() {
     assert_eq!(program.status.code(), Some(2), "{program:?}");
 }
 
-/// A policy that differs by stepping.
+/// The path of a policy that has different entries for different steppings of one processor model.
 const BY_STEPPING: &str = "tests/policies/steppings.toml";
 
 /// If a policy differs by stepping, every command asks for the stepping. With a wrong stepping, the answer
@@ -154,7 +155,7 @@ fn command_asks_for_stepping_if_policy_differs_by_stepping() {
 /// A compiled filter names the processor that `--cpu` chose, unless the policy is the same for all
 /// processors.
 #[test]
-fn compiled_filter_names_chosen_processor() {
+fn compiled_filter_names_processor_that_cpu_option_chose() {
     for format in ["json", "c", "rust"] {
         let compile = ["compile", POLICY, "--filter-only", "--format", format];
         let output = msrgate(&compile, &["--cpu", "AuthenticAMD:25:1"]);
@@ -179,8 +180,8 @@ fn compiled_filter_names_chosen_processor() {
     );
 }
 
-/// Every command refuses a misspelt vendor. No `[[when]]` would hold for it, and an allowing default would
-/// then allow everything.
+/// Every command refuses a misspelt vendor. No `[[when]]` section would hold for a misspelt vendor, so a
+/// default action of `allow` would allow everything.
 #[test]
 fn misspelt_vendor_is_refused_by_every_command() {
     let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];
@@ -237,7 +238,7 @@ fn compiled() -> tempfile::TempDir {
 }
 
 #[test]
-fn import_names_processor_that_filter_was_compiled_for() {
+fn import_of_compiled_filter_names_processor_it_was_compiled_for() {
     let folder = compiled();
     for file in ["amd.json", "amd.h", "amd.rs"] {
         let file = folder.path().join(file);
@@ -274,7 +275,7 @@ fn import_of_program_with_several_variants_exits_with_1() {
 }
 
 #[test]
-fn diff_with_filter_is_about_processor_that_filter_names() {
+fn diff_with_compiled_filter_compares_on_processor_that_filter_names() {
     let folder = compiled();
     for file in ["amd.json", "amd.h", "amd.rs"] {
         let file = folder.path().join(file);
@@ -314,7 +315,7 @@ fn diff_with_filter_is_about_processor_that_filter_names() {
 /// If a compiled filter does not have the vendor's name in full, `diff` asks for the processor, so that the
 /// filter is not taken for another vendor's.
 #[test]
-fn diff_with_filter_of_incomplete_vendor_asks_for_processor() {
+fn diff_with_compiled_filter_that_lacks_full_vendor_name_asks_for_processor() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("filter.json");
     let cpu = "VIA-VIA-VIA-:6:1:0";

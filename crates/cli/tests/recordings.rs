@@ -42,7 +42,8 @@ impl Folder {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// Returns the exit code, the results and the messages.
+    /// Runs `msrgate` in this folder. Returns the exit code, the text of standard output, and the text of
+    /// standard error.
     fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
         command.args(arguments).current_dir(self.0.path());
@@ -54,7 +55,7 @@ impl Folder {
 }
 
 #[test]
-fn learn_from_recordings_writes_policy_and_says_what_they_cannot_show() {
+fn learn_from_events_and_trace_writes_policy_with_comments_on_what_each_cannot_show() {
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("t.txt", TRACE)]);
     let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "t.txt", "-o", "new.toml"]);
     assert_eq!(code, Some(0), "{err}");
@@ -77,7 +78,7 @@ fn learn_from_recordings_writes_policy_and_says_what_they_cannot_show() {
 }
 
 #[test]
-fn learn_from_incomplete_recording_says_so_first_and_exits_with_1() {
+fn learn_from_recording_with_lost_events_exits_1_and_policy_begins_with_warning() {
     let events = format!("{EVENTS}{{\"schema\":1,\"dropped\":9}}\n");
     let folder = Folder::new(&[("e.jsonl", &events)]);
     let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "new.toml"]);
@@ -90,7 +91,7 @@ fn learn_from_incomplete_recording_says_so_first_and_exits_with_1() {
 }
 
 #[test]
-fn learn_from_merges_into_policy_and_keeps_its_authors_entries() {
+fn learn_merge_adds_to_policy_and_keeps_entries_of_policy_author() {
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
     let arguments = [
         "learn", "--from", "e.jsonl", "--merge", "p.toml", "-o", "p.toml",
@@ -155,7 +156,7 @@ fn learn_to_dangling_link_makes_target_of_link() {
 }
 
 #[test]
-fn learn_from_nothing_writes_no_file() {
+fn learn_from_recording_without_accesses_exits_2_and_writes_no_file() {
     let folder = Folder::new(&[("none.txt", "# tracer: nop\n")]);
     for from in ["none.txt", "missing"] {
         let (code, _, err) = folder.run(&["learn", "--from", from, "-o", "new.toml"]);
@@ -178,7 +179,7 @@ fn row(index: &str, state: &str) -> (String, String) {
 }
 
 #[test]
-fn review_tells_open_from_decided_and_exits_with_1() {
+fn review_exits_1_if_policy_leaves_refused_access_undecided() {
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
     let wanted = vec![
         row("0x277", "decided"),
@@ -203,7 +204,7 @@ fn review_tells_open_from_decided_and_exits_with_1() {
 }
 
 #[test]
-fn review_accepts_what_is_open_and_keeps_authors_entries() {
+fn review_accept_allows_undecided_accesses_and_keeps_entries_of_policy_author() {
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
     let (code, out, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept"]);
     assert_eq!(code, Some(0), "{out}{err}");
@@ -218,7 +219,7 @@ fn review_accepts_what_is_open_and_keeps_authors_entries() {
 }
 
 #[test]
-fn review_loosens_authors_entry_only_if_named_and_never_a_final_one() {
+fn review_accept_loosens_entry_only_if_named_and_never_a_final_entry() {
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
     let review = [
         "review", "p.toml", "e.jsonl", "--accept", "IA32_PAT", "0x606",
@@ -237,7 +238,7 @@ fn review_loosens_authors_entry_only_if_named_and_never_a_final_one() {
 }
 
 #[test]
-fn review_of_run_that_refused_nothing_is_a_yes() {
+fn review_of_events_of_run_without_refused_access_exits_0() {
     let folder = Folder::new(&[("e.jsonl", ""), ("t.txt", TRACE), ("p.toml", POLICY)]);
     assert_eq!(folder.run(&["review", "p.toml", "e.jsonl"]).0, Some(0));
     // A trace does not show if KVM or a filter gave the guest its #GP.
@@ -255,7 +256,7 @@ fn unknown_msr(action: &str) -> String {
 }
 
 #[test]
-fn refusal_is_moot_only_where_guest_surely_got_the_same_without_the_policy() {
+fn review_calls_refusal_moot_only_if_access_surely_fails_without_policy_too() {
     let would_deny = unknown_msr("would-deny").replace("unknown", "filter");
     let succeeds = "a-1 [0] 1.2: kvm_msr: msr_read 1c9 = 0x0\n";
     let faults = "a-1 [0] 1.2: kvm_msr: msr_read 1c9 = 0x0 (#GP)\n";
@@ -289,9 +290,10 @@ fn refusal_is_moot_only_where_guest_surely_got_the_same_without_the_policy() {
     }
 }
 
-/// An event with the action `unknown` tells that the guest got an answer.
+/// An event with the action `unknown` shows that the policy's `unknown` answered an access of an unknown
+/// MSR, so the learnt policy allows the access.
 #[test]
-fn learn_from_answered_access_of_unknown_msr_refuses_nothing() {
+fn learn_allows_access_of_unknown_msr_that_policy_answered() {
     let folder = Folder::new(&[("e.jsonl", &unknown_msr("unknown"))]);
     let (code, _, err) = folder.run(&["learn", "--from", "e.jsonl", "-o", "new.toml"]);
     assert_eq!(code, Some(0), "{err}");
@@ -304,7 +306,7 @@ fn learn_from_answered_access_of_unknown_msr_refuses_nothing() {
 }
 
 #[test]
-fn review_of_incomplete_events_gives_no_yes() {
+fn review_of_recording_with_lost_events_never_exits_0() {
     let folder = Folder::new(&[("p.toml", "policy = 1\ndefault = 'allow'\n")]);
     fs::write(
         folder.path("e.jsonl"),
@@ -325,7 +327,7 @@ const LEARN_EFER: &str = r#"{"schema":1,"msr":"0xc0000080","access":"write","rea
 "#;
 
 #[test]
-fn learn_replaces_only_the_policy_that_it_adds_to() {
+fn learn_replaces_existing_file_only_if_it_is_policy_of_merge_option() {
     let other = "policy = 1\ndefault = \"allow\"\n";
     let folder = Folder::new(&[
         ("e.jsonl", LEARN_EFER),
@@ -358,9 +360,10 @@ fn learn_replaces_only_the_policy_that_it_adds_to() {
     assert!(folder.read("p.toml").contains("IA32_EFER"));
 }
 
-/// Includes are looked up from the folder of the policy's own file.
+/// `learn --merge` refuses to write a policy with includes into another folder, because includes are looked
+/// up in the folder of the policy's file.
 #[test]
-fn learn_refuses_another_folder_for_policy_with_includes() {
+fn learn_refuses_to_write_merged_policy_with_includes_into_another_folder() {
     let org = "policy = 1\n\n[msrs]\n0x606 = { read = \"deny\", write = \"deny\", final = true }\n";
     let policy = "policy = 1\ninclude = [\"org.toml\"]\ndefault = \"deny\"\n";
     let folder = Folder::new(&[("e.jsonl", LEARN_EFER), ("org.toml", "policy = 1\n")]);
@@ -388,7 +391,7 @@ fn learn_refuses_another_folder_for_policy_with_includes() {
 }
 
 #[test]
-fn learn_shows_its_result_if_policy_was_changed_meanwhile() {
+fn learn_prints_learnt_policy_if_another_process_changed_policy_to_merge() {
     let folder = Folder::new(&[("p.toml", POLICY)]);
     let made = Command::new("mkfifo").arg(folder.path("events")).status();
     assert!(made.unwrap().success());
@@ -416,7 +419,7 @@ fn learn_shows_its_result_if_policy_was_changed_meanwhile() {
 }
 
 #[test]
-fn learn_from_more_ranges_than_a_filter_has_writes_nothing_and_exits_with_2() {
+fn learn_exits_2_and_writes_no_file_if_learnt_policy_needs_over_16_ranges() {
     let events: String = (0..17)
         .map(|number| LEARN_EFER.replace("0xc0000080", &format!("{:#x}", number * 0x10_0000)))
         .collect();
@@ -428,7 +431,7 @@ fn learn_from_more_ranges_than_a_filter_has_writes_nothing_and_exits_with_2() {
 }
 
 #[test]
-fn review_names_change_that_keeps_the_other_directions_answer() {
+fn review_suggests_change_for_writes_that_keeps_action_of_entry_for_reads() {
     let policy = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_EFER = { read = { value = 0x500 }, write = \"deny\", why = \"never\" }\n";
     let folder = Folder::new(&[("e.jsonl", LEARN_EFER), ("p.toml", policy)]);
     let (code, out, err) = folder.run(&["review", "p.toml", "e.jsonl"]);
@@ -451,7 +454,7 @@ fn review_names_change_that_keeps_the_other_directions_answer() {
 }
 
 #[test]
-fn review_lists_answers_that_depend_on_a_value() {
+fn review_lists_write_that_policy_may_refuse_depending_on_value() {
     let event = |msr: &str| {
         format!(
             "{{\"schema\":1,\"msr\":\"{msr}\",\"access\":\"write\",\"reason\":\"filter\",\"action\":\"deny\"}}\n"
@@ -512,7 +515,7 @@ fn review_lists_answers_that_depend_on_a_value() {
 }
 
 #[test]
-fn review_accepts_the_rest_if_an_entry_of_a_when_has_to_be_changed_by_hand() {
+fn review_accept_changes_other_entries_if_entry_in_when_section_needs_manual_change() {
     let policy = "policy = 1\ndefault = \"deny\"\n\n[[when]]\ncpu = { vendor = \"AuthenticAMD\" }\n[when.msrs]\nIA32_PAT = \"none\"\n";
     let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", policy)]);
     let cpu = ["--cpu", "AuthenticAMD:25:1"];
@@ -533,7 +536,7 @@ fn review_accepts_the_rest_if_an_entry_of_a_when_has_to_be_changed_by_hand() {
 }
 
 #[test]
-fn review_says_that_only_the_default_decides_about_the_last_msr() {
+fn review_says_that_only_default_action_decides_about_msr_0xffffffff() {
     let event = LEARN_EFER.replace("0xc0000080", "0xffffffff");
     let folder = Folder::new(&[
         ("e.jsonl", &event),
@@ -547,9 +550,11 @@ fn review_says_that_only_the_default_decides_about_the_last_msr() {
     );
 }
 
-/// An entry with `override` replaces an included one as a whole.
+/// `review --accept` allows a write that an included entry denies, by an entry with `override`, which
+/// replaces the whole included entry. If the new entry can say the same about reads, it does; otherwise a
+/// person has to change the included file.
 #[test]
-fn review_keeps_the_other_direction_of_an_included_entry_or_leaves_it_to_a_person() {
+fn review_accept_keeps_read_action_of_included_entry_or_asks_for_manual_change() {
     let policy = "policy = 1\ninclude = [\"base.toml\"]\ndefault = \"deny\"\n";
     for (read, code) in [("\"allow\"", 0), ("{ value = 0x500 }", 1)] {
         let base =

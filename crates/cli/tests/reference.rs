@@ -35,7 +35,8 @@ fn blocks() -> Vec<Block> {
     fenced.map(block).collect()
 }
 
-/// The includes of examples: files that the reference shows, and shipped policies.
+/// The files that the reference's examples may include: files that the reference shows, and shipped
+/// policies.
 struct Shown(BTreeMap<&'static str, &'static str>);
 
 impl Shown {
@@ -126,7 +127,7 @@ fn every_reference_example_compiles_or_is_refused_as_stated() {
 /// Each worked example of the reference passes `msrgate test` on the model of KVM. `msrgate check` gives no
 /// warning about it, except that a pinned register disturbs kexec.
 #[test]
-fn every_worked_example_of_reference_passes_test_on_model() {
+fn every_worked_example_of_reference_passes_msrgate_test_on_model_of_kvm() {
     let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
     let examples = blocks().into_iter().filter(|one| worked.contains(one.text));
     let msrgate = |arguments: &[&str], policy: &str| {
@@ -155,7 +156,7 @@ fn every_worked_example_of_reference_passes_test_on_model() {
 /// `team.toml`, which includes the fragment `baseline.toml`, passes `check --within ceiling.toml`. A policy
 /// that does not include the fragment fails the check.
 #[test]
-fn check_within_ceiling_passes_policy_with_baseline_and_fails_policy_without_it() {
+fn check_within_ceiling_policy_passes_policy_that_includes_baseline_and_fails_other() {
     let (_, section) = REFERENCE
         .split_once("## An organisation's baseline")
         .expect("it");
@@ -240,7 +241,7 @@ fn every_gap_and_every_warning_is_in_reference_and_can_be_accepted() {
     }
 }
 
-/// Returns the words that the message about this text offers in place of an unknown word.
+/// Returns the words that the parser's message about this policy offers in place of an unknown word.
 fn offered(text: &str) -> BTreeSet<String> {
     let said = said_of(&format!("{HEAD}{text}"));
     // There is only one device, so its message has no list.
@@ -292,7 +293,7 @@ fn every_key_and_word_of_policy_language_is_in_reference() {
 }
 
 #[test]
-fn every_forwarded_register_is_in_reference() {
+fn every_msr_that_policy_may_forward_to_kvm_is_in_reference() {
     let (_, rest) = REFERENCE
         .split_once("both writes are known to have the same effect:")
         .expect("the list");
@@ -304,7 +305,7 @@ fn every_forwarded_register_is_in_reference() {
     assert_eq!(listed, forwarded.map(|register| register.name).collect());
 }
 
-/// Returns the limit that this text exceeds.
+/// Returns the limit that this policy's text exceeds, from the parser's message.
 fn limit_of(text: &str) -> usize {
     let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
     let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
@@ -379,7 +380,7 @@ fn every_limit_on_policies_is_in_reference() {
     }
 }
 
-/// The includes of a chain of this many files, each of which includes the next.
+/// An include chain of this many files, each of which includes the next file.
 struct Row(usize);
 
 impl Includes for Row {
@@ -395,14 +396,14 @@ impl Includes for Row {
 }
 
 #[test]
-fn deepest_include_chain_matches_reference() {
+fn deepest_include_chain_that_parser_accepts_is_as_reference_says() {
     let source = Source::new("0", &format!("{HEAD}include = [\"1\"]"));
     assert!(parse(&source, &mut Row(MAX_DEPTH)).is_ok());
     assert!(parse(&source, &mut Row(MAX_DEPTH + 1)).is_err());
 }
 
 #[test]
-fn help_policy_prints_reference() {
+fn help_policy_command_prints_reference_of_policy_language() {
     let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
         .args(["help", "policy"])
         .output()

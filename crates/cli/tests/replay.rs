@@ -25,7 +25,8 @@ fn replay_as(format: &str, policy: &str, trace: &str) -> Child {
         .expect("msrgate starts")
 }
 
-/// Gives a run of the command this input. Returns the run's exit code, its results and its messages.
+/// Writes `input` to the standard input of a running `msrgate`, and waits for its end. Returns the exit
+/// code, the text of standard output, and the text of standard error.
 fn said(mut run: Child, input: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(input).expect("it reads");
@@ -67,7 +68,7 @@ fn replay_reads_policy_from_standard_input() {
 /// `replay` of a trace without accesses exits with 2: the empty output of a failed tracer, as in `false |
 /// msrgate replay POLICY -`, proves nothing about the policy.
 #[test]
-fn replay_of_trace_without_accesses_gives_no_answer() {
+fn replay_of_trace_without_accesses_exits_2() {
     let entry = b"a-1 [0] 1.2: kvm_entry: vcpu 0\nCPU:0 [LOST 3 EVENTS]\n";
     for trace in [&b""[..], b"# tracer: nop\n", entry] {
         let (code, out, err) = said(replay("tests/policies/good.toml", "-"), trace);
@@ -92,7 +93,7 @@ fn replay_of_trace_without_accesses_gives_no_answer() {
 /// access may be one that the policy denies. One denied access in the trace is enough for the
 /// answer no (exit code 1).
 #[test]
-fn replay_of_trace_with_missing_events_never_answers_yes() {
+fn replay_of_trace_with_missing_events_never_exits_0() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
     let lost = b"CPU:1 [LOST 500 EVENTS]\n";
     let overwritten = b"# entries-in-buffer/entries-written: 45/160   #P:2\n";
@@ -122,19 +123,19 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
     }
 }
 
-/// After one Ctrl-C the command stops reading, and reports the accesses that it has read.
+/// After one Ctrl-C `replay` stops reading the trace, and reports on the accesses that it has read.
 #[test]
-fn replay_prints_report_after_ctrl_c() {
+fn replay_prints_report_about_accesses_read_before_ctrl_c() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
     assert_eq!(err, "stopped by Ctrl-C after line 2 of standard input\n");
     assert_eq!(code, Some(1), "{out}");
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
 
-/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes (exit code
-/// 0), because the unread lines may have one.
+/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes (exit code 0),
+/// because the unread lines may have a denied access.
 #[test]
-fn replay_stopped_before_any_refusal_never_answers_yes() {
+fn replay_stopped_by_ctrl_c_before_any_denied_access_never_exits_0() {
     let policy = "tests/policies/good.toml";
     let (code, out, _) = interrupted(replay(policy, "-"), ALLOWED);
     assert_eq!(code, Some(2), "{out}");
@@ -148,9 +149,10 @@ fn replay_stopped_before_any_refusal_never_answers_yes() {
     assert_eq!(report["ok"], false);
 }
 
-/// If a Ctrl-C ended the reading, the JSON has the last line that was read; else that field is null.
+/// If a Ctrl-C ended the reading, the JSON report has the number of the last line that was read. Without a
+/// Ctrl-C the number is null.
 #[test]
-fn json_report_after_ctrl_c_includes_last_line_read() {
+fn replay_json_after_ctrl_c_has_number_of_last_line_read() {
     let stopped = |out: &str| {
         let report: serde_json::Value = serde_json::from_str(out).expect("JSON");
         report["stopped_after_line"].clone()
@@ -162,8 +164,8 @@ fn json_report_after_ctrl_c_includes_last_line_read() {
     assert_eq!(stopped(&out), serde_json::Value::Null);
 }
 
-/// Gives a run of the command the line `first`, then a Ctrl-C, then a line with an allowed access. Returns
-/// the same as [`said`].
+/// Writes the line `first` to a running `msrgate`, sends it a Ctrl-C, and then writes a line with an allowed
+/// access. Returns the exit code, the text of standard output, and the text of standard error.
 fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(first).expect("it reads");
@@ -180,7 +182,7 @@ fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
 /// If a Ctrl-C also ends the tracer while `replay` waits for the next line, the trace counts as incomplete:
 /// the end of the pipe is not the end of the trace.
 #[test]
-fn ctrl_c_while_waiting_for_a_line_makes_trace_incomplete() {
+fn replay_exits_2_if_ctrl_c_also_ends_tracer_while_replay_waits_for_line() {
     let mut run = replay_as("json", "tests/policies/good.toml", "-");
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(ALLOWED).expect("it reads");
@@ -200,7 +202,7 @@ fn ctrl_c_while_waiting_for_a_line_makes_trace_incomplete() {
 }
 
 /// Waits until the run of the command has a handler for SIGINT and sleeps, which means that it waits for its
-/// input. Returns false if that does not happen within about 20 seconds.
+/// input. Returns false if the command does not wait for its input within about 20 seconds.
 fn reads(run: &mut Child) -> bool {
     const SIGINT: u64 = 1 << 1;
     for _ in 0..10_000 {
@@ -231,7 +233,7 @@ IA32_STAR = { read = 'allow', write = 'pin' }
 /// If an action denies writes by their value, the exit code is 0 only if the trace proves that no write in
 /// it is denied.
 #[test]
-fn replay_of_writes_denied_by_value_answers_yes_only_if_sure() {
+fn replay_exits_0_only_if_trace_proves_that_no_write_is_denied_by_its_value() {
     let folder = tempfile::tempdir().expect("a folder");
     let policy = folder.path().join("by-value.toml");
     fs::write(&policy, BY_VALUE).expect("written");
@@ -276,7 +278,7 @@ fn replay_of_writes_denied_by_value_answers_yes_only_if_sure() {
 /// If the last line of a trace has no line feed, the trace is incomplete, because the last number may have
 /// had more digits.
 #[test]
-fn trace_that_ends_within_a_line_is_incomplete() {
+fn replay_exits_2_if_last_line_of_trace_has_no_line_feed() {
     let cut = &ALLOWED[..ALLOWED.len() - 1];
     let trace = [ALLOWED, cut].concat();
     let (code, out, _) = said(replay("tests/policies/good.toml", "-"), &trace);
@@ -302,7 +304,7 @@ fn report(args: &[&str], trace: &[u8]) -> (Option<i32>, serde_json::Value) {
 }
 
 #[test]
-fn replay_reads_annotated_event_and_comment_of_function_graph() {
+fn replay_reads_kvm_msr_events_in_annotated_lines_and_function_graph_traces() {
     for trace in [
         &include_bytes!("traces/replay-kvm_msr-line-not-read.txt")[..],
         include_bytes!("traces/replay-function-graph.txt"),
@@ -315,9 +317,10 @@ fn replay_reads_annotated_event_and_comment_of_function_graph() {
     }
 }
 
-/// A line of the event that cannot be read may be of an access that the policy refuses.
+/// If a line of the event `kvm_msr` cannot be parsed, the answer is never yes (exit code 0), because the
+/// line may show an access that the policy denies.
 #[test]
-fn replay_with_unreadable_event_never_answers_yes() {
+fn replay_of_trace_with_unreadable_kvm_msr_event_never_exits_0() {
     let trace = b"CPU 0/KVM-1 [007] 380.1: kvm_msr: msr_read 611 = ?\n\
         CPU 0/KVM-1 [007] 380.2: kvm_msr: msr_write 6e0 = 0x40005\n";
     let (code, report) = report(&[], trace);
@@ -325,7 +328,7 @@ fn replay_with_unreadable_event_never_answers_yes() {
 }
 
 #[test]
-fn replay_of_task_counts_accesses_of_that_task_and_names_several_vms() {
+fn replay_with_task_option_counts_only_accesses_of_that_task() {
     let trace = b"CPU 0/KVM-11 [007] 380.1: kvm_msr: msr_read 611 = 0x0\n\
         CPU 0/KVM-12 [007] 380.2: kvm_msr: msr_write 6e0 = 0x40005\n";
     let (code, all) = report(&[], trace);

@@ -22,7 +22,7 @@ fn read(text: &str) -> Value {
     toml::from_str(&format!("{head}{text}")).expect("TOML")
 }
 
-/// Returns the shipped policies, and all examples of the reference that are policies.
+/// Returns the texts of the shipped policies, and of all examples of the reference that are policies.
 fn policies() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
     let files = fs::read_dir(folder).expect("policies");
@@ -37,7 +37,7 @@ fn policies() -> Vec<String> {
 }
 
 #[test]
-fn every_policy_matches_schema() {
+fn shipped_policies_and_reference_examples_match_json_schema() {
     let validator = validator();
     let policies = policies();
     assert!(policies.len() > 20, "{}", policies.len());
@@ -51,7 +51,7 @@ fn every_policy_matches_schema() {
 }
 
 #[test]
-fn file_without_shape_of_policy_is_refused_by_schema_and_parser() {
+fn json_schema_and_parser_refuse_file_without_shape_of_policy() {
     let validator = validator();
     for text in [
         "policy = 2\ndefault = \"deny\"",
@@ -105,7 +105,7 @@ fn file_without_shape_of_policy_is_refused_by_schema_and_parser() {
 /// If a table has an unknown key, or a word of the language is replaced by an unknown one, the schema
 /// refuses the policy. Tables whose keys are MSRs are left out.
 #[test]
-fn unknown_key_or_word_is_refused_by_schema() {
+fn json_schema_refuses_policy_with_unknown_key_or_word() {
     let validator = validator();
     let mut count = 0;
     for text in policies() {

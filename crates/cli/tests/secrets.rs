@@ -1,4 +1,4 @@
-//! Tests that no message tells the content or the length of a file that is no policy.
+//! Tests that no message reveals the content or the length of a file that is not a policy.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -26,7 +26,7 @@ fn said(output: &Output) -> String {
 /// If a file is no filter, no message quotes its values. The file may be a secret, because a link in a
 /// stranger's repository may lead to any file.
 #[test]
-fn messages_do_not_quote_values_of_file_that_is_no_filter() {
+fn messages_quote_no_value_of_file_that_is_not_a_filter() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");
@@ -88,7 +88,7 @@ fn messages_do_not_quote_values_of_file_that_is_no_filter() {
 /// The message about wrong JSON has a column only if the file is one line that begins like an output of
 /// `compile`. In other files the column of a mistake would tell the length of the value before it.
 #[test]
-fn message_about_wrong_json_tells_no_length_of_a_value() {
+fn message_about_invalid_json_does_not_reveal_length_of_a_value() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");
@@ -107,10 +107,11 @@ fn message_about_wrong_json_tells_no_length_of_a_value() {
     assert!(ours.contains(wanted), "{ours}");
 }
 
-/// An included text that is no policy does not count towards the limit on bytes. Otherwise the author of the
-/// policy could find out the text's length: by the length of the policy at which the limit is exceeded.
+/// An included text that is no policy does not count towards the limit on bytes. If the text counted, the
+/// policy's author could find out the text's length from the length of the policy at which the limit is
+/// exceeded.
 #[test]
-fn included_text_that_is_no_policy_does_not_count_towards_limit() {
+fn included_file_that_is_no_policy_does_not_count_towards_limit_on_bytes() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(
@@ -145,7 +146,7 @@ fn included_text_that_is_no_policy_does_not_count_towards_limit() {
 }
 
 #[test]
-fn long_and_short_files_that_are_no_policy_get_same_message() {
+fn message_about_long_file_that_is_no_policy_is_same_as_about_short_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let policy = format!("{HEAD}include = [\"x.toml\"]\n");

@@ -18,7 +18,7 @@ fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../policies"))
 }
 
-/// Returns the names of all policies in the folder.
+/// Returns the names of all policies in the folder `policies/`.
 fn names() -> BTreeSet<String> {
     let files = fs::read_dir(folder()).expect("the folder of policies");
     let name = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
@@ -27,7 +27,7 @@ fn names() -> BTreeSet<String> {
         .collect()
 }
 
-/// The includes of shipped policies, which are looked up by name.
+/// A source of included policies that looks up shipped policies by name.
 struct ByName;
 
 impl Includes for ByName {
@@ -83,7 +83,7 @@ fn every_policy_file_in_folder_is_built_into_command() {
 }
 
 #[test]
-fn shipped_policy_has_summary_name_and_reason_for_every_entry() {
+fn shipped_policy_has_summary_and_its_own_name_and_each_entry_has_reason() {
     for name in names() {
         let resolved = read(&name);
         let policy = resolved.policy();
@@ -118,7 +118,8 @@ fn check_prints_as_many_ranges_as_filter_of_shipped_policy_has() {
     }
 }
 
-/// Returns the policy's action for one access; no shipped policy has a `[[when]]`.
+/// Returns the policy's action for one access. No shipped policy has a `[[when]]` section, so each has one
+/// variant.
 fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
     compiled.variants()[0].rules().at(index, access).action
 }
@@ -150,7 +151,7 @@ fn recorded() -> Vec<Recorded> {
 }
 
 #[test]
-fn linux_policies_allow_accesses_of_recorded_boots() {
+fn shipped_linux_policies_allow_every_access_of_recorded_linux_boots() {
     let recorded = recorded();
     assert!(recorded.len() > 100, "only {} rows", recorded.len());
     for name in ["linux-boot", "linux-guest"] {
@@ -202,7 +203,7 @@ fn linux_guest_policy_refuses_three_kinds_of_accesses_of_recorded_boots() {
 }
 
 #[test]
-fn linux_guest_policy_allows_all_that_linux_boot_allows() {
+fn policy_linux_guest_allows_every_access_that_policy_linux_boot_allows() {
     let [boot, guest] = ["linux-boot", "linux-guest"].map(|name| compile(read(name)).expect(name));
     for access in Access::ALL {
         for segment in boot.variants()[0].rules().of(access) {
@@ -241,7 +242,7 @@ fn in_groups(names: &[&str]) -> Vec<MsrIndex> {
 }
 
 #[test]
-fn shipped_policy_does_only_what_its_name_says() {
+fn shipped_policy_acts_only_on_registers_that_its_name_says() {
     for access in Access::ALL {
         let calls = in_groups(&["@segment", "@syscall"]);
         assert_eq!(with("sandbox", access, &Action::Allow), calls);
@@ -289,7 +290,7 @@ fn warnings(text: &str) -> usize {
 /// `accept`, `check` gives more warnings. For the word `state-not-migrated`, the policy must have an action
 /// that keeps state.
 #[test]
-fn every_gap_that_shipped_policy_accepts_exists() {
+fn check_warns_of_each_gap_that_shipped_policy_accepts_if_it_is_not_accepted() {
     let mut seen = 0;
     for name in names() {
         let (resolved, source) = (read(&name), source(&name));
@@ -332,12 +333,12 @@ fn shipped_policy_includes_only_shipped_policies() {
 }
 
 #[test]
-fn shipped_policy_passes_test_on_model() {
+fn shipped_policy_passes_msrgate_test_on_model_of_kvm() {
     holds_on("model");
 }
 
 #[test]
-fn shipped_policy_passes_test_in_real_guest() {
+fn shipped_policy_passes_msrgate_test_in_guest_on_kvm() {
     if let Err(error) = HostCaps::probe() {
         let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
         let advice = error.advice();

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-/// A command to run, and its exit code.
+/// A command line of `msrgate`, and the exit code that it must have.
 struct Row {
     arguments: &'static [&'static str],
     /// The exit code; `None` if it depends on the host.
@@ -26,7 +26,7 @@ const UNTIDY: &str = "tests/policies/untidy.toml";
 const TRACE: &str = "tests/traces/events.jsonl";
 const DMESG: &str = "tests/imports/dmesg.txt";
 
-/// All commands with each of their possible answers, as text and as JSON.
+/// Command lines for all commands of `msrgate` and each of their possible answers, as text and as JSON.
 const ROWS: &[Row] = &[
     row(&["test", GOOD, "--backend", "model"], 0),
     row(&["test", GOOD, "--backend", "model", "--format", "json"], 0),
@@ -100,7 +100,7 @@ fn msrgate(arguments: &[&str]) -> Command {
     command
 }
 
-/// Returns a shell that first runs `script` and then the command.
+/// Returns a shell command that first runs `script` and then `msrgate` with these arguments.
 fn after(script: &str, arguments: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("{script} \"$0\" \"$@\"");
@@ -122,7 +122,7 @@ fn full() -> Stdio {
     full.expect("/dev/full").into()
 }
 
-/// Returns a pipe without a reader.
+/// Returns the write end of a pipe that has no reader.
 fn broken() -> Stdio {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
@@ -131,7 +131,7 @@ fn broken() -> Stdio {
 
 /// Each command that the help lists has a row in [`ROWS`].
 #[test]
-fn every_command_in_help_has_row_in_table_of_exit_codes() {
+fn every_command_that_help_lists_is_tested_for_its_exit_codes() {
     let help = msrgate(&["--help"]).output().expect("it runs").stdout;
     let help = String::from_utf8(help).expect("text");
     let commands = help.split_once("Commands:\n").expect("a list").1;
@@ -150,7 +150,7 @@ fn every_command_in_help_has_row_in_table_of_exit_codes() {
 }
 
 #[test]
-fn exit_code_does_not_depend_on_reader_of_results() {
+fn exit_code_is_answer_if_results_have_no_reader_and_at_least_2_if_writing_fails() {
     for row in ROWS {
         let (arguments, command) = (row.arguments, || msrgate(row.arguments));
         let output = command().output().expect("the command runs");
@@ -189,7 +189,7 @@ fn exit_code_does_not_depend_on_reader_of_results() {
 }
 
 #[test]
-fn exit_code_does_not_depend_on_reader_of_messages() {
+fn exit_code_is_the_same_if_standard_error_cannot_be_written() {
     for row in ROWS {
         let (arguments, command) = (row.arguments, || msrgate(row.arguments));
         let answer = code(command(), Stdio::null(), Stdio::null());
@@ -221,7 +221,7 @@ fn exit_code_does_not_depend_on_reader_of_messages() {
 
 /// If standard input is closed, a command that reads it exits with 2 and says why.
 #[test]
-fn closed_standard_input_is_error_of_command_that_reads_it() {
+fn command_that_reads_closed_standard_input_exits_2() {
     for arguments in [
         &["replay", GOOD, "-"][..],
         &["replay", "-", TRACE],
@@ -243,7 +243,7 @@ fn closed_standard_input_is_error_of_command_that_reads_it() {
 }
 
 #[test]
-fn results_that_cannot_be_written_are_reported_on_stderr() {
+fn error_of_writing_results_to_standard_output_is_reported_on_standard_error() {
     for arguments in [&["compile", ORG][..], &["policies"], &["--help"]] {
         let mut command = msrgate(arguments);
         let output = command.stdout(full()).output().expect("the command runs");
@@ -265,7 +265,7 @@ fn results_that_cannot_be_written_are_reported_on_stderr() {
 /// If the reader closes the pipe while the command still writes, the exit code is the answer. The output is
 /// larger than a pipe.
 #[test]
-fn exit_code_is_answer_even_if_reader_closes_pipe_early() {
+fn exit_code_is_the_answer_if_reader_closes_pipe_before_all_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, new] = [0, 1].map(|first| {
         let path = folder.path().join(format!("{first}.toml"));
@@ -294,7 +294,7 @@ fn exit_code_is_answer_even_if_reader_closes_pipe_early() {
 /// If the disk is full, a command that writes a file fails. The old file stays, and no part of the new one
 /// remains.
 #[test]
-fn failed_write_of_output_file_keeps_old_file() {
+fn command_that_fails_to_write_output_file_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let full_disk = "ulimit -f 0; exec";
     let file = folder.path().join("file");

@@ -1,8 +1,8 @@
-//! Unsafe: a destructor of a thread's value, and exit(3).
+//! Unsafe: sets a thread's value with a destructor, and calls exit(3).
 //!
-//! The end of a process whose main thread has ended by `pthread_exit` while others went on. The C library
-//! ends such a process with status 0 when the last of its threads ends. The helper thread never ends, so it
-//! ends the process itself once it is the only one left.
+//! The end of a process whose main thread has ended by `pthread_exit` while other threads went on. The C
+//! library ends such a process with status 0 when its last thread ends. The library's helper thread never
+//! ends, so it ends the process itself once it is the only thread left.
 #![expect(unsafe_code, reason = "pthread keys and exit(3) have no safe form")]
 
 use std::ffi::c_void;
@@ -18,7 +18,7 @@ use crate::process;
 use crate::signals::Mask;
 use crate::sys;
 
-/// The id of the process whose main thread has begun to end; 0 before that.
+/// The ID of this process once its main thread has called `pthread_exit`; 0 before that.
 static ENDS: AtomicU32 = AtomicU32::new(0);
 
 /// The key whose destructor `pthread_exit` calls in the main thread.
@@ -31,7 +31,8 @@ extern "C" fn main_thread_ends(_: *mut c_void) {
     }
 }
 
-/// Has `pthread_exit` tell this file if the calling thread is the main thread and calls it.
+/// Registers a destructor by which this module learns that the main thread has called `pthread_exit`. Does
+/// nothing if the calling thread is not the main thread.
 pub(crate) fn watch_main_thread() {
     if sys::thread() != sys::process() {
         return;
@@ -55,11 +56,12 @@ pub(crate) fn has_begun(pid: u32) -> bool {
     ENDS.load(Ordering::Acquire) == pid
 }
 
-/// The helper thread's looks for other threads, once the main thread has begun to end.
+/// The helper thread's search for other threads of the VMM, once the main thread has called `pthread_exit`.
 pub(crate) struct Ending {
-    /// The mask of signals during the functions that the VMM has registered by atexit(3).
+    /// The signal mask under which the functions run that the VMM has registered by atexit(3).
     mask: Mask,
-    /// The number of threads at the last look that found threads of the VMM's, and the time of that look.
+    /// The number of threads in the process when the search last found threads of the VMM, and the time of
+    /// that search.
     found: Option<(u64, Instant)>,
 }
 
@@ -68,7 +70,7 @@ impl Ending {
         Self { mask, found: None }
     }
 
-    /// Ends the process with status 0 if only the library's thread is left in it.
+    /// Ends the process with status 0 if the library's helper thread is the only thread left in the process.
     pub(crate) fn end_if_alone(&mut self) {
         if !main_thread_has_ended() {
             return;
@@ -97,14 +99,15 @@ impl Ending {
     }
 }
 
-/// Returns true if the main thread has no memory any more: it executes no instruction of the program's.
+/// Returns true if the main thread has given up its memory, and so executes no further instruction of the
+/// program.
 fn main_thread_has_ended() -> bool {
     // This path is that of the main thread, whichever thread looks at it. Opening a file would take a
     // descriptor that the VMM counts on.
     fs::read_link("/proc/self/exe").is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// Returns the number of threads, or `None` without `/proc`.
+/// Returns the number of threads in this process, or `None` if `/proc` is not mounted.
 fn threads() -> Option<u64> {
     // The folder has a link from its parent, one from itself, and one from each thread's folder.
     fs::metadata(THREADS).ok()?.nlink().checked_sub(2)
@@ -112,13 +115,14 @@ fn threads() -> Option<u64> {
 
 const MAIN_AND_HELPER: u64 = 2;
 
-/// The time between two lists of the threads while their number stays.
+/// The time after which the threads are listed again although their number is unchanged.
 const LIST: Duration = Duration::from_millis(200);
 
 const THREADS: &str = "/proc/self/task";
 
-/// Returns the number of threads that execute the program: all but those that the kernel has made for itself
-/// in this process, as KVM does for each VM. Returns `None` if threads begin or end in the meantime.
+/// Returns the number of threads that execute the program: all `all` threads of the process except those
+/// that the kernel has made in it for its own use, as KVM does for each VM. Returns `None` if threads begin
+/// or end during the count.
 fn threads_of_program(all: u64) -> Option<u64> {
     let (mut listed, mut of_kernel) = (0, 0);
     for thread in fs::read_dir(THREADS).ok()? {
@@ -129,9 +133,11 @@ fn threads_of_program(all: u64) -> Option<u64> {
     (listed == all && threads() == Some(all)).then_some(all - of_kernel)
 }
 
-/// Returns true if a thread's `stat` (proc(5)) is that of a thread that the kernel has made for itself.
+/// Returns true if `stat`, the text of a thread's file `stat` (proc(5)), says that the kernel has made the
+/// thread for its own use.
 fn is_of_kernel(stat: &str) -> bool {
-    /// `PF_USER_WORKER` (`linux/sched.h`), since Linux 6.4: before that KVM's threads are in no process.
+    /// The flag `PF_USER_WORKER` (`linux/sched.h`) of a thread that the kernel has made in a process. It
+    /// exists since Linux 6.4; in earlier kernels KVM's threads belong to no process.
     const USER_WORKER: u32 = 0x4000;
     // The second field is a name in parentheses, which may contain anything. The flags are the ninth.
     let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
@@ -144,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thread_of_kernel_is_seen_by_its_flags() {
+    fn kernel_thread_is_recognised_by_flags_in_its_stat_file() {
         let stat = |name: &str, flags: u32| {
             format!("7 ({name}) S 1 7 7 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 3")
         };

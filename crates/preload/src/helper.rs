@@ -2,9 +2,9 @@
 //!
 //! The helper thread, which makes the system calls that a VMM's own threads may not make.
 //!
-//! VMMs put their threads under seccomp. The helper thread is started before that, at the process's first
-//! KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for it,
-//! which takes only futex calls.
+//! VMMs put their threads under seccomp filters. The helper thread is started earlier, at the process's
+//! first KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for
+//! it, which takes only futex calls.
 #![expect(unsafe_code, reason = "pthread_tryjoin_np has no safe form")]
 
 use std::collections::VecDeque;
@@ -24,14 +24,16 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Helper {
     jobs: Mutex<VecDeque<Job>>,
     thread: OnceLock<Result<Thread, String>>,
-    /// The thread, to be joined; `None` before it was started, and once it has ended.
+    /// The handle to join the helper thread with; `None` before the thread was started, and once it has
+    /// ended.
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The sentence for a helper thread that does not finish a job.
+/// The message that is printed if the helper thread does not finish a job.
 pub(crate) const NO_HELPER: &str = "msrgate's helper thread has ended: a seccomp filter that the VMM has set for all its threads may forbid its system calls";
 
-/// The time after which a waiting thread looks if the helper thread still exists.
+/// The time after which a thread that waits for the helper thread checks that the helper thread still
+/// exists.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Helper {
@@ -43,12 +45,13 @@ impl Helper {
         }
     }
 
-    /// Starts the thread, if it has not been. Between jobs it calls the function that `prepare` returns, which returns the
-    /// time until it is to be called again even without a job. If the thread was started before, `prepare` is not called:
-    /// it may make system calls that are forbidden by now.
+    /// Starts the helper thread, if it was not started before. Between jobs the thread calls the function
+    /// that `prepare` returns. The function that `prepare` returns gives the time after which it is to be
+    /// called again even without a job. If the helper thread was started before, `prepare` is not called: it
+    /// may make system calls that seccomp forbids by now.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The kernel does not make the thread.
     pub(crate) fn start<C: FnMut() -> Option<Duration> + Send + 'static>(
         &'static self,
         prepare: impl FnOnce() -> C,
@@ -71,14 +74,15 @@ impl Helper {
         }
     }
 
-    /// Wakes the thread, so that it looks for jobs. The function takes no lock and allocates nothing.
+    /// Wakes the helper thread, so that it looks for jobs. The function takes no lock and allocates nothing.
     pub(crate) fn wake(&self) {
         if let Some(Ok(thread)) = self.thread.get() {
             thread.unpark();
         }
     }
 
-    /// Has the thread run `act`, and waits for the result. Returns `None` if the thread did not finish it.
+    /// Has the helper thread run `act`, and waits for the result. Returns `None` if the helper thread ended
+    /// before it finished `act`.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> T + Send + 'static,
@@ -100,7 +104,7 @@ impl Helper {
         }
     }
 
-    /// Has the thread run `act` soon, and does not wait for it.
+    /// Hands `act` to the helper thread, and does not wait until the thread has run it.
     pub(crate) fn leave(&self, act: impl FnOnce() + Send + 'static) {
         let job: Job = Box::new(act);
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,8 +113,9 @@ impl Helper {
         self.wake();
     }
 
-    /// Returns true if the thread has ended. A seccomp filter that the VMM sets for all its threads may have
-    /// the kernel kill the thread at a system call. The thread then drops nothing, and sends nothing.
+    /// Returns true if the helper thread has ended. If the VMM sets a seccomp filter for all its threads,
+    /// the kernel may kill the helper thread at a system call. A thread that is killed drops none of its
+    /// values and sends no result.
     pub(crate) fn has_ended(&self) -> bool {
         let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = held.take() else {

@@ -1,4 +1,4 @@
-//! Unsafe: two functions of the C library, and code before `main`.
+//! Unsafe: replaces two functions of the C library, and runs code before `main`.
 //!
 //! A library that puts an MSR policy into an unmodified VMM. `msrgate exec` has the dynamic linker load the
 //! library before the C library, so that the VMM calls the `ioctl` and `close` of this crate.
@@ -29,7 +29,7 @@ use msrgate_kvm::sys::{OwnCalls, make_calls_by};
 use requests::{KVM_RUN, Request};
 use state::Run;
 
-/// The build, as text that the command finds when it looks for its library.
+/// The text that identifies this build. The command looks for it in the library's file.
 #[used]
 static BUILD: &str = msrgate_state::BUILD;
 
@@ -55,8 +55,8 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     returned.as_c()
 }
 
-/// Closes a descriptor, and forgets the VM or vCPU behind it. The function takes no lock and allocates
-/// nothing: the standard library closes its own descriptors through it, too.
+/// Closes a descriptor, and removes the VM or vCPU behind it from the library's table. The function takes no
+/// lock and allocates nothing, because Rust's standard library calls it, too.
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
     let Some(process) = process::known() else {
@@ -76,7 +76,8 @@ pub extern "C" fn close(fd: c_int) -> c_int {
     sys::close(fd).as_c()
 }
 
-/// The function that the C library calls, through this section, before it calls the VMM's `main`.
+/// The library's start-up function, in a section whose functions the C library calls before the VMM's
+/// `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = begin;

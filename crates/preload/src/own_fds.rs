@@ -11,7 +11,7 @@ use crate::table::FDS;
 
 const BITS: usize = u64::BITS as usize;
 
-/// The numbers of the library's own descriptors, as far as they are below [`FDS`].
+/// The set of the numbers of the library's own descriptors that are below [`FDS`].
 pub(crate) struct OwnFds([AtomicU64; FDS / BITS]);
 
 impl OwnFds {
@@ -30,7 +30,7 @@ impl OwnFds {
             .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Returns the number of the library's own descriptors.
+    /// Returns how many descriptors the library itself has open.
     pub(crate) fn count(&self) -> u64 {
         let words = self.0.iter().map(|word| word.load(Ordering::Relaxed));
         words.map(|word| u64::from(word.count_ones())).sum()
@@ -44,9 +44,9 @@ impl OwnFds {
         all.filter(|(_, is_own)| *is_own).map(|(fd, _)| fd)
     }
 
-    /// Closes the library's own descriptors, which are of VMs and vCPUs, in a forked child, which has copies of them.
-    /// A number may have a file of the VMM's by now, which the function does not close. It takes no lock and allocates
-    /// nothing.
+    /// Closes a forked child's copies of the library's own descriptors, which are of VMs and vCPUs. The VMM
+    /// may have opened a file of its own under one of the numbers: the function does not close that file.
+    /// The function takes no lock and allocates nothing.
     pub(crate) fn close_in_child(&self) {
         for fd in self.numbers().filter(|fd| sys::is_of_kvm(*fd)) {
             sys::close(fd);
@@ -59,7 +59,7 @@ impl OwnFds {
         }
     }
 
-    /// Notes that the number is not one of the library's own any more. The function takes no lock and
+    /// Removes a number from the set of the library's own descriptors. The function takes no lock and
     /// allocates nothing.
     #[inline]
     pub(crate) fn remove(&self, fd: RawFd) {
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_own_until_they_are_removed() {
+    fn descriptor_number_counts_as_one_of_library_until_it_is_removed() {
         let own = OwnFds::new();
         for fd in [0, 63, 64, 65_535] {
             own.add(fd);

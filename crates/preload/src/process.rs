@@ -1,4 +1,5 @@
-//! Unsafe: a page that is zeros in a forked child, and a function that the C library calls there.
+//! Unsafe: maps a page that the kernel fills with zeros in a forked child, and registers a function that the
+//! C library calls in the child.
 //!
 //! The library's data about its process. A forked child begins anew: it has none of the parent's threads,
 //! its copies of locks that were held during the fork are never released, and it cannot use the parent's
@@ -19,18 +20,20 @@ use crate::signals::Mask;
 use crate::sys;
 use crate::table::Table;
 
-/// The data of which a process has one.
+/// The library's data about this process.
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) table: Table,
     pub(crate) helper: Helper,
 }
 
-/// The address of the word that holds the process, in a page that is zeros in a forked child.
+/// The address of the word that points to this process's [`Process`]. The word lies in a page that the
+/// kernel fills with zeros in a forked child.
 static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
 
-/// The last process that this one was, or was forked from, and that has made a KVM request: a forked child closes the
-/// library's descriptors of that process's VMs. As long as a child had them, KVM would keep the VMs.
+/// The data of the process that last made a KVM request: this process, or one from which it was forked. A
+/// forked child closes its copies of the library's descriptors of that process's VMs, because KVM would keep
+/// the VMs as long as the child has them.
 static LAST: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
 extern "C" fn begin_child() {
@@ -44,7 +47,7 @@ extern "C" fn begin_child() {
 /// Makes the page for [`PLACE`].
 ///
 /// # Errors
-/// The kernel gives no page, or cannot zero the page in a child.
+/// The kernel gives no memory, or cannot fill the page with zeros in a forked child.
 pub(crate) fn prepare() -> Result<(), String> {
     const SIZE: usize = 4096;
     let failed = || format!("no page for a process: {}", std::io::Error::last_os_error());
@@ -72,7 +75,7 @@ pub(crate) fn prepare() -> Result<(), String> {
     }
 }
 
-/// Returns this process, if it has made a KVM request.
+/// Returns the library's data about this process, if the process has made a KVM request.
 #[inline]
 pub(crate) fn known() -> Option<&'static Process> {
     let process = PLACE.get()?.load(Ordering::Acquire);
@@ -80,10 +83,10 @@ pub(crate) fn known() -> Option<&'static Process> {
     unsafe { process.as_ref() }
 }
 
-/// Returns this process, and starts its helper thread if necessary.
+/// Returns the library's data about this process, and starts the helper thread of the process if necessary.
 ///
 /// # Errors
-/// The kernel does not make the thread, or the library was not set up.
+/// The kernel does not make the helper thread, or the library was not set up.
 pub(crate) fn here() -> Result<&'static Process, String> {
     let process = match known() {
         Some(process) => process,
@@ -128,10 +131,12 @@ fn begin() -> Result<&'static Process, String> {
     }
 }
 
-/// The time between two looks for descriptors that the VMM has closed without the library's `close`.
+/// The time after which the helper thread looks again for descriptors that the VMM has closed without
+/// calling the library's `close`.
 const STALE: Duration = Duration::from_secs(1);
 
-/// The time between two looks if other threads of the VMM's than its main thread, which has ended, are left.
+/// The time after which the helper thread looks again for other threads of the VMM, once the VMM's main
+/// thread has ended.
 const ALONE: Duration = Duration::from_millis(20);
 
 impl Process {

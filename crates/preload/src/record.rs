@@ -1,4 +1,4 @@
-//! The watcher of a gate's answers. It writes them into the state page.
+//! Writes the answers of a VM's gate into the state page.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,7 +7,7 @@ use msrgate_kvm::gate::{Told, Watcher};
 use msrgate_program::answer::Disposition;
 use msrgate_state::{Kind, Limited, Page, Seen};
 
-/// A watcher that writes the answers of one VM's gate into the state page.
+/// An observer of one VM's gate that writes the gate's answers into the state page.
 pub(crate) struct Recorder {
     page: Page<'static>,
     pid: u32,
@@ -16,7 +16,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Makes a recorder for a new VM of this process, and adds the VM to the page.
+    /// Makes a recorder for a new VM of this process, and adds the VM to the state page.
     pub(crate) fn of_new_vm(page: Page<'static>, pid: u32) -> Self {
         Self {
             page,
@@ -53,8 +53,8 @@ impl Watcher for Recorder {
     }
 }
 
-/// A limit of events per second for one VM. The command takes events out of the VM's ring ten times a second, and
-/// the ring has room for the events of two seconds. Events of a kill do not count.
+/// A limit of 1000 events per second for one VM. The command reads the VM's ring ten times a second, and the
+/// ring has room for the events of two seconds. Events of the action `kill` do not count toward the limit.
 #[derive(Default)]
 struct Limit {
     second: AtomicU64,
@@ -64,8 +64,9 @@ struct Limit {
 const PER_SECOND: u64 = 1000;
 
 impl Limit {
-    /// Counts an event at this time, and decides if it is within the limit. If two vCPUs begin a second
-    /// together, both may reset the count, and a few more events pass.
+    /// Counts an event at this time, in nanoseconds, and returns whether the event is within the limit. If
+    /// two vCPUs make the first events of a second at once, both may set the count to zero, and a few events
+    /// more than the limit pass.
     fn ask(&self, time: u64) -> Limited {
         let second = time / 1_000_000_000;
         if self.second.swap(second, Ordering::Relaxed) != second {
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limit_begins_anew_each_second() {
+    fn limit_of_events_lets_1000_events_pass_in_each_second() {
         let limit = Limit::default();
         let passed = |time: u64| {
             let asked = (0..3000).filter(|_| limit.ask(time) == Limited::Passes);

@@ -1,4 +1,4 @@
-//! Unsafe: passes on requests whose arguments are the VMM's.
+//! Unsafe: passes requests to the kernel with arguments that the VMM gave.
 //!
 //! The KVM requests that the library handles. Every other request goes to the kernel unchanged.
 #![expect(
@@ -33,13 +33,13 @@ const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
-/// `KVM_X86_SET_MSR_FILTER` with the size that the structure has in 32-bit programs.
+/// The number of the request `KVM_X86_SET_MSR_FILTER` with the structure size of 32-bit programs.
 const KVM_X86_SET_MSR_FILTER_OF_32: u32 = 0x4104_aec6;
-/// A number of the same form that no request has.
+/// A request number of KVM's form that no KVM request has.
 const UNKNOWN: u32 = 0x4188_aeff;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
-/// The requests for which the library must know the VM or vCPU behind the descriptor.
+/// The numbers of KVM requests for which the library must know which VM or vCPU the descriptor is of.
 const LOOKED_UP: [u32; 7] = [
     KVM_CREATE_VCPU,
     KVM_SET_CPUID,
@@ -50,7 +50,7 @@ const LOOKED_UP: [u32; 7] = [
     KVM_MEMORY_ENCRYPT_OP,
 ];
 
-/// A request with the arguments that the VMM gave.
+/// An ioctl(2) request with the arguments that the VMM gave.
 #[derive(Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) fd: RawFd,
@@ -66,22 +66,25 @@ impl Request {
         self.asked as u32
     }
 
-    /// Passes the request to the kernel.
+    /// Passes the request to the kernel unchanged, without the run's cookie.
     #[inline]
     pub(crate) fn pass(self) -> Returned {
         // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
         unsafe { sys::ioctl(self.fd, self.asked, self.argument) }
     }
 
-    /// Passes the request to the kernel, with the cookie that the kernel demands for it.
+    /// Passes the request to the kernel with the run's cookie, without which the run's seccomp filter
+    /// refuses the request.
     #[inline]
     fn pass_guarded(self) -> Returned {
         // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
         unsafe { sys::guarded_ioctl(self.fd, self.asked, self.argument) }
     }
 
-    /// Passes an unknown request on the same descriptor to the kernel: its error is the one for a filter on a file that
-    /// is no VM, and for a 32-bit program's filter by a 64-bit one. A filter that bypasses the gate is never set.
+    /// Passes a request number that KVM does not know to the kernel instead, on the same descriptor. The
+    /// kernel's error is the same as for an MSR filter on a descriptor that is not a VM's, and as for the
+    /// 32-bit form of the request in a 64-bit program. The VMM cannot set a filter in this way that bypasses
+    /// the gate.
     fn pass_unknown(self) -> Returned {
         let asked = c_ulong::from(UNKNOWN);
         Self { asked, ..self }.pass()
@@ -92,7 +95,7 @@ impl Request {
     }
 }
 
-/// Handles `KVM_RUN`.
+/// Handles a `KVM_RUN` request of the VMM.
 #[inline]
 pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {
@@ -139,7 +142,7 @@ fn run_unknown(process: &'static Process, request: Request, mut first: First) ->
     }
 }
 
-/// Ends the process, since a vCPU has run of which the table knows nothing.
+/// Ends the process, because a vCPU has run that is not in the library's table and so has no gate.
 #[cold]
 fn end_without_gate(process: &'static Process) -> ! {
     run::end(
@@ -199,15 +202,15 @@ pub(crate) fn other(request: Request) -> Returned {
     }
 }
 
-/// Makes the table right about the VM or vCPU behind a descriptor, to which the VMM may have given another
-/// file, for example by dup2(2). The library does not see such calls.
+/// Finds out which VM or vCPU a descriptor is of, and corrects the table. The VMM may have given the number
+/// to another file, for example by dup2(2), and the library does not see such calls.
 #[cold]
 fn identify(process: &'static Process, fd: RawFd) {
     process.helper.ask(move || process.table.identify(fd));
 }
 
-/// Returns true if the library does something else for the request on another VM or vCPU than the one that
-/// the table has. All VMs of a run have one program.
+/// Returns true if the library would handle the request in another way if the descriptor's VM or vCPU were
+/// not the one that the table has. All VMs of a run have one program.
 fn depends_on_identity(process: &Process, request: Request) -> bool {
     let Some(held) = process.table.get(request.fd) else {
         return true;
@@ -219,13 +222,14 @@ fn depends_on_identity(process: &Process, request: Request) -> bool {
     }
 }
 
-/// Returns the VM behind a descriptor, in use. A thread of the VMM's has no `Arc` of it: if another thread closes the
-/// descriptor meanwhile, the helper thread drops the VM.
+/// Returns the VM behind a descriptor, counted as in use. The caller gets no `Arc` of the VM: if another
+/// thread closes the descriptor meanwhile, the helper thread drops the VM, not the VMM's thread.
 fn vm(process: &'static Process, fd: RawFd) -> Option<Held<'static>> {
     process.table.get(fd).filter(|held| held.vm().is_some())
 }
 
-/// Runs `act` on the helper thread, and returns its result, or `EIO` if the thread has ended.
+/// Runs `act` on the helper thread, and returns the result of `act`, or `EIO` if the helper thread has
+/// ended.
 fn asked(
     process: &'static Process,
     held: Held<'static>,
@@ -238,7 +242,8 @@ fn asked(
     answer.unwrap_or_else(|| refuse(libc::EIO, NO_HELPER))
 }
 
-/// Refuses a request with `errno` and prints the reason. The helper thread prints it, if there is one.
+/// Prints the reason why a request is refused, and returns `errno` as the request's result. The helper
+/// thread prints the reason, if the process has a helper thread.
 fn refuse(errno: i32, why: &str) -> Returned {
     let said = why.to_owned();
     let is_said = process::known().and_then(|process| process.helper.ask(move || sys::say(&said)));
@@ -248,8 +253,8 @@ fn refuse(errno: i32, why: &str) -> Returned {
     Returned::error(errno)
 }
 
-/// Puts the VM or vCPU that the kernel has just made into the table, and replaces an older entry for the
-/// number.
+/// Puts the VM or vCPU that the kernel has just made into the table, in place of an older entry for the same
+/// descriptor number.
 fn add(
     process: &'static Process,
     returned: Returned,
@@ -284,8 +289,8 @@ fn add(
     }
 }
 
-/// An entry of `KVM_SET_CPUID` or `KVM_SET_CPUID2`. Both requests have a header of the same form, which begins
-/// with the number of entries.
+/// A CPUID entry in the argument of `KVM_SET_CPUID` or `KVM_SET_CPUID2`. Both arguments have a header of the
+/// same form, which begins with the number of entries.
 trait Entry: Sized {
     fn leaves(entries: &[Self]) -> Vec<CpuidEntry>;
 }
@@ -342,10 +347,10 @@ fn set_msrs(process: &Process, request: Request) -> Returned {
     returned
 }
 
-/// Returns the entries behind the header of a request's structure.
+/// Returns the entries that follow the header in the structure that a request's argument points to.
 ///
 /// # Safety
-/// The kernel has just read `count` entries there, and `T` consists of integers.
+/// The kernel has just read `count` entries from that structure, and `T` consists of integers.
 unsafe fn behind<T>(request: Request, header: usize, count: u32) -> Vec<T> {
     let first = request.argument.wrapping_byte_add(header).cast::<T>();
     let places = (0..usize::try_from(count).unwrap_or(0)).map(|at| first.wrapping_add(at));

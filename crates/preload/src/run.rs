@@ -1,4 +1,5 @@
-//! The loop of `KVM_RUN`. The gate answers the policy's exits here, and the VMM gets all others.
+//! The loop that calls `KVM_RUN`. The gate answers the exits that the policy causes, and the VMM gets all
+//! other exits.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -14,40 +15,41 @@ use crate::signals;
 use crate::sys::{self, Returned};
 use crate::thing::Vcpu;
 
-/// The time for which the library answers exits before it returns to the VMM. The VMM may then notice a kick
-/// by a signal that came between two `KVM_RUN`s.
+/// The time for which the library answers exits before it returns to the VMM. The VMM may then notice a
+/// signal that was handled between two calls of `KVM_RUN`, and that was meant to make `KVM_RUN` return.
 const TURN: Duration = Duration::from_millis(1);
 
-/// The time since the last answer after which an exit may have taken so long that a kick has come meanwhile.
+/// The time since the last answered exit after which the library supposes that a signal may have come
+/// meanwhile, and returns to the VMM.
 const LONG: Duration = Duration::from_micros(100);
 
-/// The least time between two questions for caught signals, in the time that the last question has taken. A VMM that
-/// catches none pays a hundredth of its time for them. One that begins to catch signals while its guest makes nothing
-/// but answered accesses is asked within that time.
+/// The factor by which the pause between two checks whether the VMM catches signals is longer than the last
+/// check. A VMM that catches no signals thus spends at most a hundredth of its time on these checks.
 const QUESTIONS: u32 = 100;
 
-/// True once the process was found to catch signals with which it may kick vCPUs.
+/// True once the process was found to catch signals with which it may make `KVM_RUN` return.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
 /// The step with which [`run`] begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum First {
-    /// The `KVM_RUN` that the VMM asked for.
+    /// The library makes the `KVM_RUN` that the VMM asked for.
     Enter,
-    /// The exit with which that `KVM_RUN` has already returned.
+    /// The `KVM_RUN` that the VMM asked for has already returned, with an exit to look at.
     Exit,
 }
 
 /// The result of [`run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ran {
-    /// The result for the VMM.
+    /// `KVM_RUN` returns to the VMM with this result.
     Returned(Returned),
-    /// The kernel has run another vCPU than this one, up to an exit: the descriptor is that vCPU's by now.
+    /// The kernel has run another vCPU, up to an exit: the VMM's descriptor is no longer that of the vCPU in
+    /// the table.
     Other,
 }
 
-/// Runs a vCPU until it has an exit for the VMM. `enter` makes the `KVM_RUN` system call.
+/// Runs a vCPU until there is an exit that the VMM has to handle. `enter` makes the `KVM_RUN` system call.
 pub(crate) fn run(
     process: &'static Process,
     vcpu: &Arc<Vcpu>,
@@ -116,14 +118,15 @@ fn answered(
     }
 }
 
-/// The times at which a thread last did something.
+/// The times that a vCPU's thread notes while it answers exits.
 #[derive(Clone, Copy)]
 struct Times {
-    /// It answered an exit.
+    /// The time when the thread last answered an exit.
     answered: Option<Instant>,
-    /// Until then it does not ask again for caught signals: the process catches none.
+    /// The time before which the thread does not check again whether the process catches signals: the last
+    /// check found none.
     uncaught: Option<Instant>,
-    /// It found the helper thread alive.
+    /// The time when the thread last checked that the helper thread is alive.
     checked: Option<Instant>,
 }
 
@@ -133,8 +136,9 @@ thread_local! {
     };
 }
 
-/// Returns true if the VMM should look for a kick that may have been handled between two `KVM_RUN`s: the guest may make
-/// no further exit. `since` is the time of the first answer within this `KVM_RUN` of the VMM's.
+/// Returns true if the library should return to the VMM, so that the VMM notices a signal that was handled
+/// between two calls of `KVM_RUN`: otherwise the guest may run on without an exit. `since` is the time of
+/// the first answer since the VMM called `KVM_RUN`.
 fn is_turn_over(
     process: &'static Process,
     answered: Answered,
@@ -159,8 +163,9 @@ fn is_turn_over(
     are_caught
 }
 
-/// Ends the VMM if the helper thread has ended: the guest would wait for its filter for ever. A waiting guest executes
-/// its access again and again, so the function looks once in the time of a turn.
+/// Ends the VMM if the helper thread has ended, because nothing would then set the filter that the guest's
+/// access waits for. A guest that waits repeats its access over and over, so the function checks at most
+/// once in [`TURN`].
 fn check_helper(process: &'static Process) {
     let now = Instant::now();
     let mut times = TIMES.get();
@@ -174,25 +179,27 @@ fn check_helper(process: &'static Process) {
     }
 }
 
-/// Notes the end of a turn: the time that it took is not the next exit's.
+/// Notes the time at which the library returns to the VMM, so that time spent on the return does not count
+/// for the next exit.
 fn note_end_of_turn() {
     let mut times = TIMES.get();
     times.answered = Some(Instant::now());
     TIMES.set(times);
 }
 
-/// The answer to an exit.
+/// The result of passing an exit to the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answered {
     /// The next `KVM_RUN` gives the guest the gate's answer.
     ByGate,
-    /// The guest executes the access again, as its filter is about to be opened.
+    /// The guest executes the access again, because the helper thread is about to set a filter that allows
+    /// the access.
     Again,
-    /// The exit belongs to the VMM.
+    /// The exit is left to the VMM, whose own filter or mask caused it.
     ByVmm,
 }
 
-/// Answers an exit, or leaves it to the VMM.
+/// Has the gate answer an exit for an MSR access, or leaves the exit to the VMM.
 fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> Answered {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
@@ -232,8 +239,8 @@ fn are_caught(process: &'static Process) -> bool {
     ARE_CAUGHT.load(Ordering::Relaxed)
 }
 
-/// Returns to the VMM as if a signal had come. The answered exit is completed first, so that the VMM may
-/// read and write the vCPU's registers.
+/// Makes the result with which `KVM_RUN` returns to the VMM as if a signal had interrupted it. The function
+/// first completes the answered exit in the kernel, so that the VMM may read and write the vCPU's registers.
 fn end_turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
@@ -267,8 +274,8 @@ fn bind(process: &'static Process, vcpu: &Arc<Vcpu>) {
     }
 }
 
-/// Prints the reason, and ends the process. The helper thread does both, as the vCPU's thread may be forbidden
-/// to; the vCPU's thread does, if the helper thread has ended.
+/// Prints the reason, and ends the process. The helper thread does both, as seccomp may forbid them to the
+/// vCPU's thread. If the helper thread has ended, the calling thread does both.
 #[cold]
 pub(crate) fn end(process: &'static Process, why: &str) -> ! {
     let said = why.to_owned();

@@ -7,7 +7,9 @@ use std::ptr::{self, NonNull};
 use kvm_bindings::{KVM_EXIT_INTR, KVM_SYNC_X86_REGS, kvm_run};
 use msrgate_kvm::gate::RawVcpu;
 
-/// A vCPU's descriptor of our own, by which it is known whatever number the VMM has closed, and its first page, mapped once more: all that the gate looks at lies there.
+/// The first page of a vCPU's `kvm_run` mapping, which the library maps for itself, and the library's own
+/// descriptor of the vCPU. The gate looks at nothing beyond that page. The descriptor identifies the vCPU
+/// even after the VMM has closed its own.
 #[derive(Debug)]
 pub(crate) struct SharedPage(NonNull<kvm_run>, OwnedFd);
 
@@ -21,10 +23,10 @@ const SIZE: usize = 4096;
 const _: () = assert!(size_of::<kvm_run>() <= SIZE);
 
 impl SharedPage {
-    /// Maps the page of a vCPU.
+    /// Maps the first page of a vCPU's `struct kvm_run`.
     ///
     /// # Errors
-    /// The kernel does not map it.
+    /// The kernel refuses to map the page. The text says why.
     pub(crate) fn map(vcpu: OwnedFd) -> Result<Self, String> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place that the kernel chooses.
@@ -52,13 +54,13 @@ impl SharedPage {
         }
     }
 
-    /// The descriptor.
+    /// The library's own descriptor of the vCPU.
     pub(crate) fn own(&self) -> RawFd {
         self.1.as_raw_fd()
     }
 
-    /// Calls `act` with the vCPU as the gate takes it: on the thread that runs the vCPU next, or on the helper's while
-    /// that thread waits.
+    /// Calls `act` with the vCPU in the form that the gate takes. The caller is the thread that runs the
+    /// vCPU next, or the helper thread while that thread waits for it.
     pub(crate) fn with_vcpu<T>(&self, act: impl FnOnce(&mut RawVcpu) -> T) -> T {
         // SAFETY: the page was mapped from this descriptor, and both live as long as `self`. KVM lets one thread at a time
         // run a vCPU, and this is called by the one that does so next, or by the VMM's between two runs.
@@ -75,7 +77,7 @@ impl SharedPage {
         unsafe { field.read_volatile() }
     }
 
-    /// Sets the exit reason of a `KVM_RUN` that a signal has interrupted.
+    /// Sets the exit reason in the page to the one of a `KVM_RUN` that a signal has interrupted.
     pub(crate) fn interrupt(&self) {
         // SAFETY: the field lies in the mapped page.
         let field = unsafe { &raw mut (*self.0.as_ptr()).exit_reason };
@@ -83,13 +85,15 @@ impl SharedPage {
         unsafe { field.write_volatile(KVM_EXIT_INTR) }
     }
 
-    /// Marks the page before a `KVM_RUN`, which removes the mark if it runs this page's vCPU.
+    /// Sets a mark in the page before a call of `KVM_RUN`. The kernel removes the mark if the call runs this
+    /// page's vCPU.
     #[inline]
     pub(crate) fn mark(&self) {
         self.set_flags(self.flags() | NOT_RUN);
     }
 
-    /// Removes the mark, and returns true if it was still there: `KVM_RUN` has not run this page's vCPU.
+    /// Removes the mark of [`Self::mark`]. Returns true if the mark was still set, which means that
+    /// `KVM_RUN` has not run this page's vCPU.
     #[inline]
     pub(crate) fn take_mark(&self) -> bool {
         let flags = self.flags();
@@ -116,9 +120,10 @@ impl SharedPage {
         unsafe { field.write_volatile(flags) }
     }
 
-    /// Calls `act`, during which each `KVM_RUN` puts the general registers into the page. A `KVM_RUN` that rewinds an
-    /// access needs them, and no other one: the registers after a #GP are those from before the access. The function
-    /// then gives `kvm_valid_regs` and the registers in the page the values that the VMM and its own `KVM_RUN` left.
+    /// Calls `act`, and has each `KVM_RUN` during that time copy the vCPU's general registers into the page.
+    /// Only a `KVM_RUN` that rewinds an access needs the registers there: a #GP leaves the registers as they
+    /// were before the access. The function then puts the former values back into `kvm_valid_regs` and the
+    /// page's registers, for the VMM.
     pub(crate) fn with_registers<T>(&self, act: impl FnOnce() -> T) -> T {
         let run = self.0.as_ptr();
         // SAFETY: the field lies in the mapped page.
@@ -150,8 +155,8 @@ impl Drop for SharedPage {
     }
 }
 
-/// A bit of `kvm_run.flags` that no kernel sets, and that the gate does not use. Each `KVM_RUN` rewrites the
-/// field, even one that fails, if it gets as far as the vCPU.
+/// A bit of `kvm_run.flags` that the kernel never sets and the gate does not use: the mark of
+/// [`SharedPage::mark`]. A `KVM_RUN` that reaches the vCPU rewrites the flags, even if it fails.
 const NOT_RUN: u16 = 1 << 13;
 
 /// The bit of `kvm_valid_regs` for the general registers.

@@ -1,7 +1,7 @@
 //! Unsafe: asks for the actions of signals, and changes a thread's mask.
 //!
-//! The VMM's signals: the helper thread must take none of them, and a vCPU's thread must not swallow a kick
-//! by one.
+//! The handling of the VMM's signals. The library's helper thread must receive none of the VMM's signals,
+//! and a signal that is meant to make `KVM_RUN` return must have that effect.
 #![expect(unsafe_code, reason = "sigaction(2) has no safe form")]
 
 use std::ffi::c_int;
@@ -21,16 +21,15 @@ impl Mask {
         Self(mask)
     }
 
-    /// Gives the calling thread this mask.
+    /// Makes this mask the signal mask of the calling thread.
     pub(crate) fn set(&self) {
         // SAFETY: the call reads the mask, and changes only this thread's.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 
-/// Returns true if the process catches a signal with which a vCPU may be kicked: any signal that the C
-/// library reports, except those that an instruction raises. The C library does not report the signals that
-/// it reserves.
+/// Returns true if the process has a handler for a signal with which it may make `KVM_RUN` return: any
+/// signal except those that an instruction raises and those that the C library keeps for itself.
 pub(crate) fn are_caught() -> bool {
     (1..=LAST).any(|signal| !OF_INSTRUCTIONS.contains(&signal) && is_caught(signal))
 }

@@ -16,20 +16,21 @@ use msrgate_state::Page;
 /// The environment variable with the path of the state page.
 const VARIABLE: &str = "MSRGATE_STATE";
 
-/// The run that the environment names.
+/// The run of `msrgate exec` that the environment names.
 #[derive(Debug)]
 pub(crate) enum Run {
-    /// No run: the library does nothing.
+    /// The environment names no run: the library changes nothing.
     None,
-    /// A run, with its state page.
+    /// The environment names a run, and the library has mapped the run's state page.
     Page(Page<'static>),
-    /// A run whose state page cannot be mapped, and the reason.
+    /// The environment names a run whose state page cannot be mapped. The text is the reason.
     Bad(String),
 }
 
 static RUN: OnceLock<Run> = OnceLock::new();
 
-/// Finds the run. The library calls this once, before the VMM's `main`.
+/// Finds the run that the environment names, and maps its state page. The library calls this once, before
+/// the VMM's `main`.
 pub(crate) fn find() -> &'static Run {
     RUN.get_or_init(|| match std::env::var_os(VARIABLE) {
         None => Run::None,

@@ -1,8 +1,8 @@
-//! Unsafe: system calls by the `syscall` instruction.
+//! Unsafe: makes system calls by the `syscall` instruction.
 //!
 //! This library replaces the C library's `ioctl` and `close` in this process, so it makes the system calls
-//! itself. Some requests the kernel allows only to this library: they carry the run's cookie in R10, which
-//! ioctl(2) does not use.
+//! itself. The run's seccomp filter allows some requests only to this library: the library passes the run's
+//! cookie in R10, a register that ioctl(2) does not use.
 #![expect(unsafe_code, reason = "there is no function below this one to call")]
 
 use std::arch::asm;
@@ -15,15 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
 use msrgate_state::lowest_library_fd;
 
-/// The cookie of this run; 0 outside of a run.
+/// The cookie of this run, by which the run's seccomp filter recognises the library's calls; 0 outside of a
+/// run.
 static COOKIE: AtomicU64 = AtomicU64::new(0);
 
-/// Sets the cookie that guarded calls carry from now on.
+/// Sets the cookie that the calls of [`guarded_ioctl`] carry from now on.
 pub(crate) fn set_cookie(cookie: u64) {
     COOKIE.store(cookie, Ordering::Relaxed);
 }
 
-/// The result of a system call: a number, or a negated error number.
+/// The result of a system call: a number that is not negative, or an error number with a minus sign.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Returned(i64);
 
@@ -33,13 +34,13 @@ impl Returned {
         Self(-(errno as i64))
     }
 
-    /// The result 0 of a call that succeeded.
+    /// The result 0 of a system call that succeeded.
     pub(crate) const DONE: Self = Self(0);
 
-    /// Returns the number of a call that succeeded.
+    /// Returns the number that a system call has returned, if the call succeeded.
     ///
     /// # Errors
-    /// The error number of a call that failed.
+    /// The system call failed with this error number.
     pub(crate) fn get(self) -> Result<i32, c_int> {
         match self.0 {
             -4095..=-1 => Err(c_int::try_from(-self.0).unwrap_or(libc::EIO)),
@@ -47,7 +48,8 @@ impl Returned {
         }
     }
 
-    /// Returns the result as a function of the C library does: -1 with `errno` set if the call failed.
+    /// Returns the result in the way of the C library's functions: if the call failed, sets `errno` and
+    /// returns -1.
     pub(crate) fn as_c(self) -> c_int {
         self.get().unwrap_or_else(|errno| {
             // SAFETY: the function has no condition; the C library has a place for each thread's errno.
@@ -147,7 +149,7 @@ pub(crate) fn process() -> u32 {
         .unwrap_or(0)
 }
 
-/// Returns the thread ID of the calling thread. That of the main thread is the process ID.
+/// Returns the thread ID of the calling thread. The main thread's ID is the process ID.
 pub(crate) fn thread() -> u32 {
     // SAFETY: gettid(2) accesses no memory and does not fail.
     let id = unsafe { call(libc::SYS_gettid, [0; 6]) };
@@ -161,7 +163,8 @@ pub(crate) fn thread() -> u32 {
 /// one.
 static STANDARD_ERROR: OnceLock<(u64, u64)> = OnceLock::new();
 
-/// Notes the file that is standard error now. A VMM may close it, and open a guest's disk under its number.
+/// Notes which file is standard error now. A VMM may later close standard error, and open a guest's disk
+/// under the same number.
 pub(crate) fn note_standard_error() {
     if let Some(file) = file_of(libc::STDERR_FILENO) {
         let _ = STANDARD_ERROR.set(file);
@@ -179,7 +182,8 @@ fn file_of(fd: RawFd) -> Option<(u64, u64)> {
         .map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Prints a sentence to the VMM's standard error, if that is still the file that the VMM was started with.
+/// Prints a sentence to the VMM's standard error, if standard error is still the file with which the VMM was
+/// started.
 pub(crate) fn say(text: &str) {
     if file_of(libc::STDERR_FILENO).as_ref() != STANDARD_ERROR.get()
         || STANDARD_ERROR.get().is_none()
@@ -193,8 +197,8 @@ pub(crate) fn say(text: &str) {
     let _ = unsafe { call(libc::SYS_write, arguments) };
 }
 
-/// Ends this process at once. The first process of a PID namespace ignores its own SIGKILL; `exit_group(2)`
-/// ends it.
+/// Ends this process at once by SIGKILL. The first process of a PID namespace ignores a SIGKILL from itself,
+/// so the function then calls `exit_group(2)`.
 pub(crate) fn end_process() -> ! {
     const KILLED: u64 = 137;
     let pid = u64::from(process());
@@ -227,12 +231,12 @@ pub(crate) fn duplicate(fd: RawFd, lowest: RawFd) -> std::io::Result<OwnedFd> {
 /// The relation of two descriptors of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compared {
-    /// Both have one file description.
+    /// Both descriptors have the same open file description.
     Same,
     Other,
-    /// One of the two is no open descriptor.
+    /// At least one of the two numbers is not an open descriptor.
     Closed,
-    /// The kernel cannot tell.
+    /// The kernel has no call that compares descriptors, or refuses the call.
     Unknown,
 }
 
@@ -261,7 +265,8 @@ pub(crate) fn compare(one: RawFd, other: RawFd) -> Compared {
     }
 }
 
-/// Returns true if a descriptor is of a VM or a vCPU, by its name below `/proc`. The function allocates nothing.
+/// Returns true if a descriptor is a VM's or a vCPU's, according to the link of the descriptor in `/proc`.
+/// The function allocates nothing.
 pub(crate) fn is_of_kvm(fd: RawFd) -> bool {
     const NAME: &[u8] = b"anon_inode:kvm-v";
     let mut path = *b"/proc/self/fd/0000000000\0";
@@ -295,8 +300,8 @@ pub(crate) fn open_fds() -> Option<u64> {
     Some(folder.len()).filter(|count| *count > 0)
 }
 
-/// The memory of this process. The addresses are the VMM's and may be bad: reading a bad one is an error,
-/// not a SIGSEGV.
+/// The memory of this process, as a place to read arguments from. The VMM gives the addresses, and reading
+/// at an address without memory returns an error and does not raise SIGSEGV.
 pub(crate) struct OwnMemory;
 
 impl UserMemory for OwnMemory {
@@ -322,7 +327,7 @@ impl UserMemory for OwnMemory {
     }
 }
 
-/// Returns the limit of descriptor numbers at present: all are lower.
+/// Returns the process's present limit of descriptor numbers: new descriptors get lower numbers.
 pub(crate) fn fd_limit() -> RawFd {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -334,8 +339,8 @@ pub(crate) fn fd_limit() -> RawFd {
     RawFd::try_from(limit).unwrap_or(RawFd::MAX)
 }
 
-/// The lowest number for descriptors of our own as long as there are such numbers, by the limit of the process as it was
-/// in the beginning.
+/// The lowest number for the library's own descriptors, computed from the limit that the process had at
+/// first. The library takes lower numbers only when no higher one is free.
 pub(crate) fn lowest_fd() -> RawFd {
     static LOWEST: OnceLock<RawFd> = OnceLock::new();
     *LOWEST.get_or_init(|| lowest_library_fd(u64::try_from(fd_limit()).unwrap_or(0)))

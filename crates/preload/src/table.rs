@@ -3,10 +3,10 @@
 //! A table of this process's VMs and vCPUs by file descriptor number.
 //!
 //! The library's `close` may be called from anywhere, also by the library itself, so it takes no lock and
-//! allocates nothing. It takes the thing out of its slot and leaves it to the helper thread, which drops the
-//! thing when it has no user. A thread that looks up a thing counts itself in the slot, then in the thing,
-//! and then leaves the slot's count. So once a thing was taken out of its slot, and the slot was seen
-//! without readers, the thing's own count has all of its users.
+//! allocates nothing. `close` takes a VM or vCPU out of its slot, and the helper thread drops the VM or vCPU
+//! when no thread uses it. A thread that looks up a VM or vCPU adds 1 to the slot's count of readers, then 1
+//! to the entry's count of users, and then subtracts 1 from the slot's count. Once an entry was taken out of
+//! its slot and the slot's count was seen to be 0, the entry's own count includes all its users.
 #![expect(unsafe_code, reason = "a slot's pointer is followed under a count")]
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
@@ -23,32 +23,33 @@ use crate::thing::Thing;
 /// The limit of descriptor numbers: a VM's or vCPU's number must be lower.
 pub(crate) const FDS: usize = 1 << 16;
 
-/// The slot of one descriptor. A slot of zeros is empty.
+/// The table's slot for one descriptor number. A slot whose bytes are all 0 is empty.
 #[repr(C)]
 struct Slot {
     entry: AtomicPtr<Entry>,
     readers: AtomicU32,
 }
 
-/// A thing, and the number of its users.
+/// An entry of the table: a VM or vCPU, and the number of threads that use it.
 struct Entry {
     users: AtomicU32,
-    /// The next entry in the list of those taken out of their slots.
+    /// The next entry in the list of entries that were taken out of their slots.
     next: AtomicPtr<Entry>,
-    /// The number of its slot.
+    /// The number of the entry's slot.
     at: usize,
     thing: Thing,
 }
 
-/// The slots, and a list of the entries taken out of them.
+/// A table of the process's VMs and vCPUs: a slot for each descriptor number, and a list of the entries that
+/// were taken out of their slots.
 pub(crate) struct Table {
     slots: Box<[Slot; FDS]>,
     taken: AtomicPtr<Entry>,
-    /// A number that is higher than those of all things that there were.
+    /// A number above the descriptor numbers of all VMs and vCPUs that were ever in the table.
     end: AtomicUsize,
     /// The numbers of the library's own descriptors.
     pub(crate) own: OwnFds,
-    /// The function that has the helper thread call [`Self::sweep`].
+    /// A function that wakes the helper thread, which then calls [`Self::sweep`].
     wake: fn(),
 }
 
@@ -56,11 +57,12 @@ pub(crate) struct Table {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Swept {
     All,
-    /// A thing has moved to another number, whose former thing may now have to be swept.
+    /// A VM or vCPU was put back under another descriptor number. The former entry of that number may now
+    /// have to be swept.
     Moved,
 }
 
-/// A thing in use: it is counted as used until this value is dropped.
+/// A VM or vCPU of the table that counts as in use until this value is dropped.
 pub(crate) struct Held<'t> {
     entry: &'t Entry,
     slot: &'t Slot,
@@ -89,7 +91,7 @@ impl Drop for Held<'_> {
 }
 
 impl Table {
-    /// Makes an empty table, which calls `wake` when [`Self::sweep`] is to be called.
+    /// Makes an empty table. The table calls `wake` when the helper thread should call [`Self::sweep`].
     pub(crate) fn new(wake: fn()) -> Self {
         let layout = Layout::new::<[Slot; FDS]>();
         #[expect(clippy::cast_ptr_alignment, reason = "the layout has the alignment")]
@@ -113,7 +115,7 @@ impl Table {
         self.slots.get(usize::try_from(fd).ok()?)
     }
 
-    /// Returns the thing behind a descriptor, and counts a user until the result is dropped.
+    /// Returns the VM or vCPU behind a descriptor, which counts as in use until the result is dropped.
     #[inline]
     pub(crate) fn get(&self, fd: RawFd) -> Option<Held<'_>> {
         let slot = self.slot(fd)?;
@@ -136,14 +138,14 @@ impl Table {
         held
     }
 
-    /// Returns true if a thing is behind the descriptor.
+    /// Returns true if the table has a VM or vCPU for this descriptor.
     #[inline]
     pub(crate) fn has(&self, fd: RawFd) -> bool {
         let slot = self.slot(fd);
         slot.is_some_and(|slot| !slot.entry.load(Ordering::Relaxed).is_null())
     }
 
-    /// Returns the numbers of all descriptors with a thing.
+    /// Returns the numbers of all descriptors for which the table has a VM or vCPU.
     fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let all = (0..).zip(self.slots.iter());
         all.take(self.end.load(Ordering::Acquire))
@@ -151,13 +153,13 @@ impl Table {
             .map(|(fd, _)| fd)
     }
 
-    /// Returns true if no descriptor has a thing.
+    /// Returns true if the table has no VM and no vCPU.
     pub(crate) fn is_empty(&self) -> bool {
         self.numbers().next().is_none()
     }
 
-    /// Puts a thing behind a descriptor, and replaces the one that was there. Only the helper thread calls
-    /// this.
+    /// Enters a VM or vCPU for a descriptor number, in place of the former entry for the number. Only the
+    /// helper thread calls this.
     pub(crate) fn put(&self, fd: RawFd, thing: Thing) {
         let (Some(slot), Ok(at)) = (self.slot(fd), usize::try_from(fd)) else {
             return;
@@ -173,8 +175,8 @@ impl Table {
         self.retire(slot.entry.swap(Box::into_raw(entry), Ordering::SeqCst));
     }
 
-    /// Takes the thing behind a descriptor out of the table. Returns true if there was one; [`Self::sweep`]
-    /// drops it.
+    /// Takes the VM or vCPU behind a descriptor out of its slot, so that [`Self::sweep`] may drop it.
+    /// Returns true if the slot had one.
     pub(crate) fn take(&self, fd: RawFd) -> bool {
         let Some(slot) = self.slot(fd) else {
             return false;
@@ -206,8 +208,8 @@ impl Table {
         }
     }
 
-    /// Takes out the things whose numbers have another file by now, by dup2(2) or `close_range(2)`: the
-    /// library does not see those calls. Only the helper thread calls this.
+    /// Takes each VM or vCPU out of its slot whose descriptor number is closed or has another file by now:
+    /// the library does not see dup2(2) and `close_range(2)`. Only the helper thread calls this.
     pub(crate) fn take_stale(&self) {
         for fd in self.numbers() {
             self.take_if_stale(fd);
@@ -236,8 +238,9 @@ impl Table {
         }
     }
 
-    /// Makes the table right about one number, to which the VMM may have given another file, for example by
-    /// dup2(2): the library does not see such calls. Only the helper thread calls this.
+    /// Finds out which VM or vCPU a descriptor number is of, and corrects the table. The VMM may have given
+    /// the number to another file, for example by dup2(2), and the library does not see such calls. Only the
+    /// helper thread calls this.
     pub(crate) fn identify(&self, fd: RawFd) {
         self.take_if_stale(fd);
         // A thing whose number was closed a moment ago may be behind this number, too.
@@ -255,7 +258,8 @@ impl Table {
         }
     }
 
-    /// Returns a thing that was taken out of its slot and still has a user. Only the helper thread calls this.
+    /// Returns a VM or vCPU that was taken out of its slot, was not dropped yet, and meets `is_wanted`. Only
+    /// the helper thread calls this.
     fn in_use(&self, is_wanted: impl Fn(&Thing) -> bool) -> Option<Thing> {
         let mut entry = self.taken.load(Ordering::Acquire);
         loop {
@@ -269,16 +273,19 @@ impl Table {
         }
     }
 
-    /// Returns true if the thing behind a descriptor is the one that the VMM has under that number.
+    /// Returns true if the table's VM or vCPU for a descriptor number is the one that the VMM has under that
+    /// number.
     fn is_right(&self, fd: RawFd) -> bool {
         let held = self.get(fd);
         held.is_some_and(|held| sys::compare(fd, held.own()) == Compared::Same)
     }
 
-    /// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
-    /// listing them would take a descriptor, and the VMM may rely on the lowest free one.
+    /// Returns a descriptor number under which the VMM has the same file as the library's descriptor `own`.
+    /// The function tries every number, because listing `/proc` would take a descriptor, and the VMM may
+    /// rely on the lowest free number.
     fn other_number(&self, own: RawFd) -> Option<RawFd> {
-        /// The numbers to try after as many open ones as there are: the VMM may open and close some meanwhile.
+        /// The count of further numbers to try once all open descriptors were seen: the VMM may open and
+        /// close some meanwhile.
         const MARGIN: usize = 256;
         let mut left = sys::open_fds().map(|all| all.saturating_sub(self.own.count()));
         let mut beyond = 0;
@@ -298,7 +305,8 @@ impl Table {
         None
     }
 
-    /// Returns the number at which to end a search if the number of open descriptors is unknown.
+    /// Returns the descriptor number at which [`Self::other_number`] stops if the kernel does not tell how
+    /// many descriptors are open.
     fn last_number(&self) -> RawFd {
         let lowest_own = sys::lowest_fd();
         match RawFd::try_from(self.end.load(Ordering::Acquire)) {
@@ -307,9 +315,9 @@ impl Table {
         }
     }
 
-    /// Drops the things that were taken out and have no user. A thing that the VMM still has by another
-    /// number is put back under that number: the VMM may have exchanged two numbers by dup2(2). Only the helper
-    /// thread calls this.
+    /// Drops the VMs and vCPUs that were taken out of their slots and are not in use. A VM or vCPU that the
+    /// VMM still has under another descriptor number is put back under that number: the VMM may have
+    /// exchanged two numbers by dup2(2). Only the helper thread calls this.
     pub(crate) fn sweep(&self) {
         while self.swept() == Swept::Moved {}
     }

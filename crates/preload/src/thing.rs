@@ -1,4 +1,4 @@
-//! The VMM's VMs and vCPUs, each with its part of the gate.
+//! The VMs and vCPUs that the VMM has made. Each VM has a gate, and each vCPU has its part of that gate.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ pub(crate) enum Thing {
 }
 
 impl Thing {
-    /// Returns the VM, if the thing is one.
+    /// Returns the VM, or `None` if this is a vCPU.
     pub(crate) fn vm(&self) -> Option<&Arc<Vm>> {
         match self {
             Self::Vm(vm) => Some(vm),
@@ -33,7 +33,7 @@ impl Thing {
         }
     }
 
-    /// Our own descriptor of it.
+    /// Returns the descriptor of this VM or vCPU that the library has made for itself.
     pub(crate) fn own(&self) -> RawFd {
         match self {
             Self::Vm(vm) => vm.own.as_raw_fd(),
@@ -41,7 +41,7 @@ impl Thing {
         }
     }
 
-    /// Returns the vCPU, if the thing is one.
+    /// Returns the vCPU, or `None` if this is a VM.
     #[inline]
     pub(crate) fn vcpu(&self) -> Option<&Arc<Vcpu>> {
         match self {
@@ -51,37 +51,40 @@ impl Thing {
     }
 }
 
-/// Duplicates a descriptor: the library needs one of its own when the VMM has closed the number that it got.
+/// Duplicates a descriptor of the VMM's, so that the library still has a descriptor after the VMM has closed
+/// its own.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
     own_fds::duplicate(fd).map_err(|error| format!("no descriptor is left: {error}"))
 }
 
-/// A VM. The table's entries for it and for its vCPUs keep it alive.
+/// A VM with its gate. The table's entries for the VM and for its vCPUs keep this value alive.
 pub(crate) struct Vm {
     gate: Gate,
     /// The filter and mask that the VMM itself has asked for. Only the helper thread changes them.
     beside: Mutex<Beside>,
-    /// True if the gate may rewind an access: it then needs the vCPU's registers in the shared page.
+    /// True if the gate may rewind an access: the gate then needs the vCPU's registers in the vCPU's
+    /// `kvm_run` page.
     rewinds: AtomicBool,
     pub(crate) has_registers: bool,
     has_one_variant: bool,
-    /// Our own descriptor of the VM, by which the library recognises it.
+    /// The library's own descriptor of the VM, by which the library recognises it.
     own: OwnedFd,
 }
 
-/// A vCPU.
+/// A vCPU with its part of the VM's gate.
 pub(crate) struct Vcpu {
     id: u32,
-    /// The gate's part. The field stands before `page`, so that it is dropped first.
+    /// The vCPU's part of the gate; `None` until the vCPU is bound. The field stands before `page`, so that
+    /// it is dropped first.
     gate: Mutex<Option<VcpuGate>>,
     pub(crate) page: SharedPage,
     pub(crate) vm: Arc<Vm>,
-    /// The CPUID that the VMM has set last.
+    /// The CPUID that the VMM last set for this vCPU.
     cpuid: Mutex<Option<Vec<CpuidEntry>>>,
     is_bound: AtomicBool,
 }
 
-/// A descriptor by its number.
+/// A descriptor number that implements `AsRawFd`.
 struct Number(RawFd);
 
 impl AsRawFd for Number {
@@ -91,7 +94,7 @@ impl AsRawFd for Number {
 }
 
 impl Vm {
-    /// Puts the run's policy into a new VM. The helper thread calls this.
+    /// Installs the run's policy in a VM that the VMM has just made. The helper thread calls this.
     ///
     /// # Errors
     /// The sentence that says why not.
@@ -135,13 +138,13 @@ impl Vm {
         })
     }
 
-    /// Returns true if the gate may rewind.
+    /// Returns true if the gate may rewind an access of this VM's guest.
     #[inline]
     pub(crate) fn rewinds(&self) -> bool {
         self.rewinds.load(Ordering::Relaxed)
     }
 
-    /// Returns true if the policy differs by processor.
+    /// Returns true if the program has several variants, one of which the vCPU's CPUID selects.
     pub(crate) fn needs_cpuid(&self) -> bool {
         !self.has_one_variant
     }
@@ -157,7 +160,7 @@ impl Vm {
         self.set_beside(|beside| beside.filter = filter)
     }
 
-    /// Sets the VMM's own mask of exit reasons. The helper thread calls this.
+    /// Sets the mask of exit reasons that the VMM itself has asked for. The helper thread calls this.
     pub(crate) fn set_their_mask(&self, bits: u64) -> Returned {
         match ReasonMask::from_bits(Revision::Mainline, bits) {
             Ok(reasons) => self.set_beside(|beside| beside.reasons = reasons),
@@ -206,7 +209,7 @@ impl Vcpu {
         })
     }
 
-    /// Our own descriptor of it.
+    /// Returns the descriptor of this vCPU that the library has made for itself.
     pub(crate) fn own(&self) -> RawFd {
         self.page.own()
     }
@@ -217,14 +220,14 @@ impl Vcpu {
         self.is_bound.load(Ordering::Relaxed)
     }
 
-    /// Notes the CPUID that the VMM has set.
+    /// Notes the CPUID that the VMM has set for this vCPU.
     pub(crate) fn note_cpuid(&self, leaves: Vec<CpuidEntry>) {
         let mut held = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
         *held = Some(leaves);
     }
 
-    /// Binds the vCPU to the gate, which answers its exits from then on. The helper thread calls this before
-    /// the vCPU's first `KVM_RUN`.
+    /// Binds the vCPU to the VM's gate. From then on the gate answers the vCPU's exits. The helper thread
+    /// calls this before the vCPU's first `KVM_RUN`.
     ///
     /// # Errors
     /// The sentence that says why not.
@@ -254,13 +257,13 @@ impl Vcpu {
         }
     }
 
-    /// Locks the gate's part of the vCPU: `None` until the vCPU is bound.
+    /// Locks the vCPU's part of the gate, and returns it: `None` until the vCPU is bound.
     #[inline]
     pub(crate) fn gate(&self) -> MutexGuard<'_, Option<VcpuGate>> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the gate that the VMM has written these MSRs.
+    /// Tells the gate that the VMM has written these MSRs by `KVM_SET_MSRS`.
     pub(crate) fn msr_set_by_host(&self, written: impl Iterator<Item = MsrIndex>) {
         if !self.vm.has_registers {
             return;
@@ -276,8 +279,8 @@ impl Vcpu {
     }
 }
 
-/// Reads `cap`, `flags` and `args[0]` of the argument of `KVM_ENABLE_CAP`. Returns `None` if the address is
-/// bad.
+/// Reads `cap`, `flags` and `args[0]` of the argument of `KVM_ENABLE_CAP`. Returns `None` if the process has
+/// no memory at the address `argument`.
 pub(crate) fn capability(argument: u64) -> Option<(u32, u32, u64)> {
     let mut bytes = [0; 16];
     OwnMemory

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash;
 
-/// The folders of the sources, from this crate's own: it, the crates that it and the library build on, and the library.
+/// The folders of the sources, relative to this crate's folder: this crate, the crates that it and the
+/// library depend on, and the library.
 const FOLDERS: [&str; 5] = [
     "src",
     "../filter/src",
@@ -15,18 +16,18 @@ const FOLDERS: [&str; 5] = [
     "../preload/src",
 ];
 
-/// Returns the folders that are there. A package of this crate alone has only its own sources; its version stands for the
-/// others.
+/// Returns those of [`FOLDERS`] that exist. A published package of this crate has only its own sources, so
+/// its version stands for those of the other crates.
 pub(crate) fn folders(own: &Path) -> Vec<PathBuf> {
     let all = FOLDERS.iter().map(|folder| own.join(folder));
     all.filter(|folder| folder.is_dir()).collect()
 }
 
-/// Returns the first 64 bits of the digest as a number in hexadecimal. It depends on the names of the files and on their
-/// bytes, and not on the place of the folders.
+/// Returns the first 64 bits of the sources' digest as a hexadecimal number. The digest depends on the names
+/// and bytes of the source files, and not on the folder that the crates are in.
 ///
 /// # Errors
-/// A file cannot be read.
+/// A source file cannot be read.
 pub(crate) fn digest(own: &Path) -> io::Result<String> {
     let mut hash = Hash::new();
     for folder in folders(own) {

@@ -1,8 +1,8 @@
 //! The numbers of the descriptors that the library keeps in the VMM.
 
-/// Returns the lowest number for the library's own descriptors in a process that may have `limit` of them
-/// (`RLIMIT_NOFILE`): above the numbers that a VMM counts on, and below its limit. The command makes room for it before
-/// the VMM starts.
+/// Returns the lowest number for the library's own descriptors in a process whose limit of descriptors
+/// (`RLIMIT_NOFILE`) is `limit`. The number is above those that a VMM relies on, and below the limit. The
+/// command raises the size of the process's descriptor table accordingly before the VMM starts.
 #[must_use]
 pub fn lowest_library_fd(limit: u64) -> i32 {
     const HIGH: i32 = 4096;

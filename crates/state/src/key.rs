@@ -1,4 +1,4 @@
-//! The kind of an access, encoded in one word.
+//! The kind of an MSR access, which is encoded in one 64-bit word.
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_program::answer::Disposition;
@@ -6,18 +6,18 @@ use msrgate_program::answer::Disposition;
 /// A kind of access: an MSR, a direction, the gate's disposition and the reason of the exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
-    /// The MSR.
+    /// The MSR that the guest accessed.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: read or write.
     pub access: Access,
-    /// The gate's disposition of the access.
+    /// The disposition of the access: the way in which the gate handled it, such as denied or killed.
     pub disposition: Disposition,
     /// The reason of the exit to user space.
     pub reason: ExitReason,
 }
 
-/// The number of places that the search for a kind looks at. It is bounded so that a guest that accesses
-/// every MSR does not make each access slow.
+/// The largest number of places at which the search for a kind of access looks. The bound keeps each access
+/// fast even if a guest accesses every MSR.
 const PROBES: usize = 32;
 
 // The positions of the fields in the word. Bit 0 is always 1.
@@ -51,15 +51,16 @@ impl Kind {
         (kind.to_bits() == bits).then_some(kind)
     }
 
-    /// Returns the numbers of the places, below `places`, that are searched for this kind, in the order of the
-    /// search.
+    /// Returns the numbers of the page's places at which this kind of access may be recorded, in the order
+    /// of the search. Each number is below `places`.
     pub(crate) fn search(self, places: usize) -> impl Iterator<Item = usize> {
         let home = self.home(places);
         (0..PROBES.min(places)).map(move |offset| (home + offset) % places)
     }
 
-    /// Returns the number of the place, below `places`, at which the search for this kind begins. The number
-    /// is a hash of the encoded kind: a multiplication by 2^64 divided by the golden ratio.
+    /// Returns the number of the place at which the search for this kind of access begins. The number is
+    /// below `places`. The number is a hash of the encoded kind: a multiplication by 2^64 divided by the
+    /// golden ratio.
     fn home(self, places: usize) -> usize {
         let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         usize::try_from(hash).unwrap_or(0) % places.max(1)
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn from_bits_returns_every_encoded_kind() {
+    fn kind_from_bits_returns_every_kind_of_access_that_to_bits_encoded() {
         for access in Access::ALL {
             for disposition in Disposition::ALL {
                 for reason in ExitReason::ALL {

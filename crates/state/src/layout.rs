@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// The build, as a text: the version of the crate, and the digest of the sources that the command and its library share,
-/// which the build script computes. The command takes no library with another text.
+/// The text that identifies a build: the version of the crate, and a digest of the sources that the command
+/// and its library share. The build script computes the digest. The command refuses a library with another
+/// text.
 pub const BUILD: &str = concat!(
     "msrgate-build ",
     env!("CARGO_PKG_VERSION"),
@@ -11,9 +12,9 @@ pub const BUILD: &str = concat!(
     env!("MSRGATE_SOURCES")
 );
 
-/// The first bytes of a page.
+/// The first bytes of a state page.
 pub const MAGIC: &[u8; 8] = b"MSRGATE\n";
-/// The first word of a page.
+/// The first word of a state page: [`MAGIC`] as a number.
 const MAGIC_WORD: u64 = u64::from_le_bytes(*MAGIC);
 const VERSION: u64 = 2;
 
@@ -21,25 +22,27 @@ const VERSION: u64 = 2;
 /// program.
 pub const MAX_PROGRAM: usize = 16 << 20;
 
-/// The number of places for kinds of accesses.
+/// The number of places in a state page: each place records one kind of access.
 const PLACES: usize = 8192;
-/// The number of rings of events. Each VM has one, and shares it with other VMs only if the run has more VMs than this.
+/// The number of rings of events. Each VM has a ring of its own, unless the run has more VMs than rings:
+/// some VMs then share a ring.
 pub(crate) const RINGS: usize = 8;
-/// The number of entries in a ring of events.
+/// The number of events for which a ring has room.
 const EVENTS: usize = 2048;
-/// The number of a ring's entries that only killed accesses get. A VMM has few of these: it is ended then.
+/// The number of a ring's entries that are kept free for accesses with the action `kill`. Such accesses are
+/// few, as each one ends the VMM.
 pub(crate) const FOR_KILLS: u64 = 32;
-/// The number of entries for VMs.
+/// The number of entries that a state page has for VMs.
 const VMS: usize = 64;
 
-/// The number of words of a place.
+/// The number of words of a place, which records one kind of access.
 pub(crate) const PLACE_WORDS: usize = 8;
-/// The number of words of an event.
+/// The number of words of an event in a ring.
 pub(crate) const EVENT_WORDS: usize = 8;
 /// The number of words of a VM's entry.
 pub(crate) const VM_WORDS: usize = 4;
 
-/// The positions of the header's fields, in words.
+/// The positions of the fields in the state page's header, in words.
 pub(crate) mod word {
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const VERSION: usize = 1;
@@ -61,33 +64,36 @@ pub(crate) mod word {
     pub(crate) const HELD_BACK: usize = 19;
     /// The position of the number of VMs into which the policy was put.
     pub(crate) const VMS_GUARDED: usize = 20;
-    /// The position of the numbers of events that the library has put into each ring.
+    /// The position of the first of the counters of events that the library has put into a ring: one counter
+    /// for each ring.
     pub(crate) const PUT: usize = 24;
-    /// The position of the numbers of events that the reader has taken out of each ring. The reader writes them: the
-    /// library overwrites no event that is yet to be read.
+    /// The position of the first of the counters of events that the command has read from a ring: one
+    /// counter for each ring. The command writes them, and the library overwrites no event that is yet to be
+    /// read.
     pub(crate) const TAKEN: usize = PUT + super::RINGS;
     /// The length of the header in words.
     pub(crate) const COUNT: usize = 64;
 }
 
-/// The positions of the parts of a page, in words from its beginning.
+/// The positions of the parts of a state page, in words from the page's beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub(crate) vms: usize,
     pub(crate) places: usize,
     pub(crate) place_count: usize,
     pub(crate) events: usize,
-    /// The number of entries in each ring.
+    /// The number of events for which each ring has room.
     pub(crate) event_count: usize,
     pub(crate) program: usize,
     pub(crate) program_bytes: usize,
     pub(crate) words: usize,
 }
 
-/// The data that the command passes to the library of a new run.
+/// The data of a new run that the command passes to the library in the VMM.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRun<'p> {
-    /// The word that the library's system calls carry, so that the seccomp filter of the run allows them.
+    /// The cookie of the run: a number in the system calls that only the library may make. By the number the
+    /// run's seccomp filter recognises these calls.
     pub cookie: u64,
     /// The exit reasons that this host's KVM accepts, as bits of the mask.
     pub reasons: u64,
@@ -95,9 +101,9 @@ pub struct NewRun<'p> {
     pub watched: u64,
     /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 unknown.
     pub ignore_msrs: u64,
-    /// The encoded program.
+    /// The encoded program into which the run's policy was compiled.
     pub program: &'p [u8],
-    /// True if the command reads events: the page then has rings for them.
+    /// True if the command reads events of this run: the page then has rings for events.
     pub has_events: bool,
 }
 
@@ -107,9 +113,9 @@ pub struct NewRun<'p> {
 pub enum BadPage {
     /// The bytes do not begin with `MSRGATE` and a line feed, or are shorter than the header.
     NotAPage,
-    /// The page has this version, which is not the crate's.
+    /// The state page has this version, but the crate reads another one.
     Version(u64),
-    /// A number in the header contradicts another number there, or the size of the file.
+    /// A number in the header contradicts another number in the header, or the size of the file.
     Header,
 }
 
@@ -129,7 +135,8 @@ impl fmt::Display for BadPage {
 impl std::error::Error for BadPage {}
 
 impl Layout {
-    /// Returns the layout of a page with these numbers of places and of events in a ring and a program of this size.
+    /// Returns the layout of a state page with `place_count` places, room for `event_count` events in each
+    /// ring, and a program of `program_bytes` bytes.
     const fn of(place_count: usize, event_count: usize, program_bytes: usize) -> Self {
         let vms = word::COUNT;
         let places = vms + VMS * VM_WORDS;
@@ -147,10 +154,11 @@ impl Layout {
         }
     }
 
-    /// Returns the layout of a page with this header. `words` is the number of words that the caller has.
+    /// Returns the layout of a state page from the words of the page's header. `words` is the number of
+    /// words of the page that the caller has.
     ///
     /// # Errors
-    /// The header is not one of this version, or the page is larger than `words`.
+    /// The header is not that of a state page of this version, or the page is larger than `words`.
     pub(crate) fn read(header: impl Fn(usize) -> u64, words: usize) -> Result<Self, BadPage> {
         if words < word::COUNT || header(word::MAGIC) != MAGIC_WORD {
             return Err(BadPage::NotAPage);
@@ -174,19 +182,19 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The position of the first word of an event in a ring.
+    /// The position of the first word of the event with this number in this ring, in words.
     pub(crate) fn event(&self, ring: usize, number: u64) -> usize {
         let at = number.checked_rem(self.event_count as u64);
         let at = at.and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
         self.events + (ring * self.event_count + at) * EVENT_WORDS
     }
 
-    /// The number of entries for VMs.
+    /// Returns the number of entries that a state page has for VMs.
     pub(crate) const fn vm_count() -> usize {
         VMS
     }
 
-    /// The size of the largest page in bytes. A reader reads at most this many bytes.
+    /// The size of the largest state page in bytes. A reader reads at most this many bytes of a file.
     #[must_use]
     pub const fn largest() -> usize {
         Self::of(PLACES, EVENTS, MAX_PROGRAM).words * 8
@@ -194,7 +202,7 @@ impl Layout {
 }
 
 impl NewRun<'_> {
-    /// Encodes the state page of the new run as bytes.
+    /// Returns the bytes of a state page for this new run.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let events = if self.has_events { EVENTS } else { 0 };

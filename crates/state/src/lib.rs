@@ -19,7 +19,8 @@
 //!   same time.
 //! - *kind*: an MSR, a direction, a disposition and the reason of the exit.
 //! - *ring*: the entries for the events of a VM that are yet to be read. The library overwrites none of them: the reader
-//!   tells it, in the page, how many events it has taken. The reader believes nothing that the library could have written.
+//!   writes into the page how many events it has read. The reader itself uses its own count, as a hostile VMM may change
+//!   the one in the page.
 //! - *place*: an entry of the page for the accesses of one kind. The number of places is fixed.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! The library's side of a state page: words that the library shares with readers of the file.
+//! The state page as the library in the VMM uses it: words in a shared mapping of the page's file, which the
+//! command reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,46 +9,46 @@ use msrgate_program::answer::Disposition;
 use crate::key::Kind;
 use crate::layout::{BadPage, EVENT_WORDS, FOR_KILLS, Layout, PLACE_WORDS, RINGS, VM_WORDS, word};
 
-/// A mapped state page.
+/// A state page that the library has mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'w> {
     words: &'w [AtomicU64],
     layout: Layout,
 }
 
-/// A record of an access that the library saw.
+/// A record of a guest's access to an MSR that the library has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// The kind of the access.
     pub kind: Kind,
-    /// The value of a write; 0 for a read.
+    /// The value that the guest wrote to the MSR; 0 for a read.
     pub value: u64,
-    /// The number of the vCPU.
+    /// The number of the vCPU that made the access.
     pub vcpu: u32,
-    /// The process ID of the VMM.
+    /// The process ID of the VMM whose guest made the access.
     pub pid: u32,
     /// The number of the VM in this run, from [`Page::add_vm`].
     pub vm: u32,
-    /// The part of the policy that decided.
+    /// The part of the policy that decided about the access.
     pub origin: Origin,
-    /// The time in nanoseconds since 1970.
+    /// The time of the access in nanoseconds since 1970.
     pub time: u64,
 }
 
 /// The decision of the limit on events per second about one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
-    /// The access becomes an event.
+    /// The access is within the limit, and becomes an event.
     Passes,
-    /// The access is counted as one whose event is held back.
+    /// The access is beyond the limit: it is counted, but does not become an event.
     HeldBack,
 }
 
 impl<'w> Page<'w> {
-    /// Reads the header, and returns the page in these words.
+    /// Reads the header of the state page that `words` hold, and returns the page.
     ///
     /// # Errors
-    /// The words are no page of this version.
+    /// The words are not a state page of this version.
     pub fn new(words: &'w [AtomicU64]) -> Result<Self, BadPage> {
         let header = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         let layout = Layout::read(header, words.len())?;
@@ -64,7 +65,8 @@ impl<'w> Page<'w> {
         self.word(at).load(Ordering::Relaxed)
     }
 
-    /// The word that the library's system calls carry.
+    /// The cookie of the run: a number in the system calls that only the library may make. By the number the
+    /// run's seccomp filter recognises these calls.
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.get(word::COOKIE)
@@ -88,7 +90,7 @@ impl<'w> Page<'w> {
         self.get(word::IGNORE_MSRS)
     }
 
-    /// A copy of the encoded program.
+    /// A copy of the encoded program into which the run's policy was compiled.
     #[must_use]
     pub fn program(&self) -> Vec<u8> {
         let words = (self.layout.program..self.layout.words).map(|at| self.get(at));
@@ -97,8 +99,8 @@ impl<'w> Page<'w> {
         bytes
     }
 
-    /// Adds a VM of the process `pid`, made at `time` in nanoseconds since 1970. Returns its number in the
-    /// run.
+    /// Adds a VM of the process `pid`, made at `time` in nanoseconds since 1970. Returns the VM's number in
+    /// the run.
     #[must_use]
     pub fn add_vm(&self, pid: u32, time: u64) -> u32 {
         let number = self.word(word::VMS_MADE).fetch_add(1, Ordering::Relaxed);
@@ -112,7 +114,7 @@ impl<'w> Page<'w> {
         number
     }
 
-    /// Counts a VM into which the policy was put: the VMM gets it.
+    /// Counts a VM that has the policy in it, and that the VMM gets.
     pub fn count_guarded_vm(&self) {
         self.word(word::VMS_GUARDED).fetch_add(1, Ordering::Relaxed);
     }
@@ -148,8 +150,9 @@ impl<'w> Page<'w> {
         }
     }
 
-    /// Returns the position of the first word of the kind's place. If the kind has no place, the function
-    /// takes a free one. Returns `None` if the places of the [search](Kind::search) belong to other kinds.
+    /// Returns the position of the first word of the place for this kind of access. If the kind has no
+    /// place, the function gives it a free one. Returns `None` if every place of the [search](Kind::search)
+    /// belongs to another kind.
     fn place(&self, kind: Kind) -> Option<usize> {
         let bits = kind.to_bits();
         kind.search(self.layout.place_count).find_map(|place| {
@@ -182,8 +185,8 @@ impl<'w> Page<'w> {
         self.word(base + 7).store(1, Ordering::Release);
     }
 
-    /// Takes the number of the next event of the VM's ring. Returns `None` if all places of the ring have events that
-    /// are yet to be read.
+    /// Reserves the next event number of the VM's ring, and returns it. Returns `None` if all entries of the
+    /// ring hold events that the command has yet to read.
     fn next_event(&self, seen: &Seen) -> Option<u64> {
         let all = self.layout.event_count as u64;
         let room = match seen.kind.disposition {
@@ -201,8 +204,8 @@ impl<'w> Page<'w> {
             .ok()
     }
 
-    /// Writes an event into its place. The last word is the event's number plus 1, or 0 while the event is being
-    /// written, so that a reader recognises an incomplete event.
+    /// Writes an event into its entry of the ring. The entry's last word is the event's number plus 1, or 0
+    /// while the event is being written, so that a reader recognises an incomplete event.
     fn put(&self, seen: &Seen, number: u64) {
         let base = self.layout.event(ring(seen), number);
         let done = self.word(base + EVENT_WORDS - 1);
@@ -222,12 +225,12 @@ impl<'w> Page<'w> {
     }
 }
 
-/// Returns the number of the ring that has a VM's events.
+/// Returns the number of the ring for the events of the VM that made this access.
 fn ring(seen: &Seen) -> usize {
     seen.vm as usize % RINGS
 }
 
-/// Encodes two numbers in one word.
+/// Encodes two 32-bit numbers in one word.
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }

@@ -1,4 +1,4 @@
-//! The reader's side of a state page: a copy of the file, which a hostile process may have written.
+//! The state page as the command reads it: a copy of the page's file, which a hostile VMM may have written.
 
 use msrgate_program::Origin;
 
@@ -6,7 +6,7 @@ use crate::key::Kind;
 use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, RINGS, VM_WORDS, word};
 use crate::page::Seen;
 
-/// A copy of a state page.
+/// A copy of a state page, from which the command reads what happened in the run.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     words: Vec<u64>,
@@ -18,11 +18,11 @@ pub struct Snapshot {
 pub struct Recorded {
     /// The first access of this kind.
     pub first: Seen,
-    /// The number of accesses of this kind.
+    /// The number of accesses of this kind so far.
     pub count: u64,
 }
 
-/// A VM of the run.
+/// A record of a VM that was made in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmRecord {
     /// The ID of the process that made the VM.
@@ -31,50 +31,52 @@ pub struct VmRecord {
     pub time: u64,
 }
 
-/// An access in a ring of events.
+/// An event that was read from a ring of the page: a record of one access.
 pub type Event = Seen;
 
-/// The treatment of an event that a thread is writing, or was writing when its process ended.
+/// The treatment of an incomplete event: a thread is writing it, or was writing it when the VMM's process
+/// ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unfinished {
-    /// The reader stops before the event: the next call finds it. If half of the ring waits behind it, the reader
-    /// counts it as lost.
+    /// The reader stops before the event, and its next call looks at the event again. If newer events fill
+    /// half of the ring, the reader counts the incomplete event as lost.
     Wait,
-    /// The reader counts the event as lost, and goes on.
+    /// The reader counts the event as lost, and goes on to the next event.
     Skip,
 }
 
-/// The reader's place in each ring of events.
+/// The number of the next event to read in each ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor([u64; RINGS]);
 
 impl Cursor {
-    /// The position in the file, in bytes, of what [`Self::taken`] returns.
+    /// The position in the page's file, in bytes, at which the command writes the bytes of [`Self::taken`].
     pub const POSITION: u64 = word::TAKEN as u64 * 8;
 
-    /// Returns the bytes that tell the library which events the reader has taken: it may then overwrite them.
+    /// Returns the bytes to write into the page so that the library learns which events were read: the
+    /// library may then overwrite these events.
     #[must_use]
     pub fn taken(&self) -> Vec<u8> {
         self.0.iter().copied().flat_map(u64::to_le_bytes).collect()
     }
 }
 
-/// The result of [`Snapshot::events_since`].
+/// The new events that [`Snapshot::events_since`] has found, and the cursor for the next call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
-    /// The events, in order of their time.
+    /// The events that were read, in order of their time.
     pub events: Vec<Event>,
-    /// The place with which the next call of [`Snapshot::events_since`] has to begin.
+    /// The cursor to pass to the next call of [`Snapshot::events_since`].
     pub next: Cursor,
-    /// The number of events that their process did not finish, or that cannot be decoded.
+    /// The number of events that the VMM's process did not finish writing, or that cannot be decoded.
     pub lost: u64,
 }
 
 impl Snapshot {
-    /// Reads the page in these bytes.
+    /// Reads the state page in these bytes.
     ///
     /// # Errors
-    /// The bytes are no page of this version.
+    /// The bytes are not a state page of this version.
     pub fn new(bytes: &[u8]) -> Result<Self, BadPage> {
         let bytes = &bytes[..bytes.len().min(Layout::largest())];
         let (chunks, _) = bytes.as_chunks();
@@ -91,13 +93,13 @@ impl Snapshot {
         self.words.get(at).copied().unwrap_or(0)
     }
 
-    /// The number of VMs that the VMMs got, each with the policy in it.
+    /// The number of VMs that the VMMs of the run got, each with the policy in it.
     #[must_use]
     pub fn vms_guarded(&self) -> u64 {
         self.get(word::VMS_GUARDED)
     }
 
-    /// Returns the first VMs of the run, at most 64.
+    /// Returns the records of the first VMs of the run, at most 64.
     #[must_use]
     pub fn vms(&self) -> Vec<VmRecord> {
         let made = usize::try_from(self.get(word::VMS_MADE)).unwrap_or(usize::MAX);
@@ -110,8 +112,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// The number of accesses whose kind found no free place in the page. The page stores nothing else
-    /// about these accesses.
+    /// The number of accesses whose kind found no free place in the page. The page stores only the number of
+    /// such accesses.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.get(word::OTHERS)
@@ -123,8 +125,8 @@ impl Snapshot {
         self.get(word::HELD_BACK)
     }
 
-    /// Returns the number of accesses that were counted and have no event, because the process ended in
-    /// between: at most one for each vCPU.
+    /// Returns the number of accesses that the library counted and wrote no event for, because the VMM's
+    /// process ended between the two steps: at most one for each vCPU.
     #[must_use]
     pub fn without_event(&self) -> u64 {
         let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
@@ -135,7 +137,8 @@ impl Snapshot {
         counted.saturating_sub(told)
     }
 
-    /// Returns each recorded kind once, the earliest first.
+    /// Returns a record for each kind of access that the library has recorded, in order of the time of the
+    /// first access.
     #[must_use]
     pub fn recorded(&self) -> Vec<Recorded> {
         let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
@@ -146,8 +149,9 @@ impl Snapshot {
         recorded
     }
 
-    /// Returns the time since which a kind that has no place finds none. Returns `None` if the kind has a place, or
-    /// would find one.
+    /// Returns the time from which on accesses of this kind found no place in the page, because other kinds
+    /// had taken every place that the kind may have. Returns `None` if the kind has a place, or would still
+    /// find one.
     #[must_use]
     pub fn without_place_since(&self, kind: Kind) -> Option<u64> {
         let bases = kind.search(self.layout.place_count);
@@ -167,7 +171,8 @@ impl Snapshot {
         (count > 0).then_some(Recorded { first, count })
     }
 
-    /// Decodes an access whose kind is in the word `kind` and whose other fields begin at the word `rest`.
+    /// Decodes the record of an access: the word at `kind` holds the access's kind, and the other fields
+    /// begin at the word `rest`.
     fn seen(&self, kind: usize, rest: usize) -> Option<Seen> {
         let who = self.get(rest + 2);
         Some(Seen {
@@ -181,7 +186,7 @@ impl Snapshot {
         })
     }
 
-    /// Returns the events from the place `from` on.
+    /// Returns the events of all rings that come after those that the cursor `from` says were read.
     #[must_use]
     pub fn events_since(&self, from: &Cursor, unfinished: Unfinished) -> Followed {
         let mut followed = Followed {
@@ -196,7 +201,7 @@ impl Snapshot {
         followed
     }
 
-    /// Adds the events of one ring.
+    /// Adds the new events of one ring to `followed`.
     fn follow(&self, ring: usize, unfinished: Unfinished, followed: &mut Followed) {
         let room = self.layout.event_count as u64;
         let from = followed.next.0[ring];
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn page_returns_data_of_new_run() {
+    fn state_page_of_new_run_returns_cookie_exit_reasons_and_program_of_run() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!((page.cookie(), page.reasons(), page.watched()), (7, 6, 1));
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn note_keeps_first_access_of_a_kind_and_counts_all() {
+    fn state_page_keeps_first_access_of_each_kind_and_counts_all_accesses_of_kind() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!(page.add_vm(42, 1), 0);
@@ -315,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn vm_counts_once_policy_is_in_it() {
+    fn vm_counts_as_guarded_only_once_policy_is_in_it() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         let _ = (page.add_vm(42, 1), page.add_vm(42, 2));
@@ -324,13 +329,13 @@ mod tests {
         assert_eq!((snapshot.vms_guarded(), snapshot.vms().len()), (1, 2));
     }
 
-    /// Returns what a reader finds who has taken the events up to `from`.
+    /// Returns the new events for a reader that has already read the events before `from`.
     fn read(words: &[AtomicU64], from: &Cursor, unfinished: Unfinished) -> Followed {
         let snapshot = Snapshot::new(&copy(words)).unwrap();
         snapshot.events_since(from, unfinished)
     }
 
-    /// Tells the library what the reader has taken, as the watcher does.
+    /// Writes into the page how many events of each ring were read, as the command does.
     fn take(words: &[AtomicU64], cursor: &Cursor) {
         let taken = cursor.taken();
         let (taken, _) = taken.as_chunks();
@@ -344,9 +349,10 @@ mod tests {
         followed.events.iter().map(|event| event.time).collect()
     }
 
-    /// A thread that is killed while it writes an event leaves zeros in its last word.
+    /// A reader does not skip an incomplete event, whose last word is 0, until newer events fill half of the
+    /// ring.
     #[test]
-    fn unfinished_event_is_waited_for_until_half_of_ring_waits_behind_it() {
+    fn reader_waits_for_incomplete_event_until_newer_events_fill_half_of_ring() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         let note = |time| page.note(&seen(0x8b, time), Limited::Passes);
@@ -375,9 +381,10 @@ mod tests {
         }
     }
 
-    /// The process ended after it counted the access, and before it put the event.
+    /// An access that was counted, but neither written into a ring nor held back, counts as one without an
+    /// event.
     #[test]
-    fn snapshot_tells_number_of_accesses_without_event() {
+    fn snapshot_returns_number_of_accesses_that_have_no_event() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         page.note(&seen(0x8b, 1), Limited::Passes);
@@ -388,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn note_counts_access_whose_kind_finds_no_place() {
+    fn state_page_counts_accesses_whose_kind_finds_no_free_place_in_it() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         for index in 0..20_000 {
@@ -410,9 +417,10 @@ mod tests {
         }
     }
 
-    /// A VM's events are never overwritten before they were read, whatever other VMs do. Those without room are counted.
+    /// A full ring keeps a VM's unread events, and each further event of the VM is counted as held back.
+    /// Another VM's ring still has room.
     #[test]
-    fn full_ring_holds_events_back_and_overwrites_none() {
+    fn full_event_ring_keeps_unread_events_and_counts_further_ones_as_held_back() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         let of_vm = |vm, time| Seen {
@@ -447,7 +455,8 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
-        /// Whatever a VMM's process writes into the page, a reader stays within bounds or returns an error.
+        /// Whatever bytes a VMM's process writes into the page, reading the page stays within bounds or
+        /// returns an error.
         #[test]
         fn snapshot_of_any_bytes_stays_in_bounds_or_returns_error(
             changes in prop::collection::vec((0_usize..2000, any::<u64>()), 0..40),

@@ -1,4 +1,4 @@
-//! Tests of the build id, by which the command knows its library.
+//! Tests of the build ID, by which the command recognises a library of its own build.
 #![expect(
     clippy::unwrap_used,
     reason = "all of this is a test, its functions too"
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 #[path = "../build/sources.rs"]
 mod sources;
 
-/// Makes crates with a source each, and returns the folder of the crate `state` among them.
+/// Makes five crates with one source file each, and returns the folder of the crate `state` among them.
 fn crates() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     for name in ["filter", "program", "kvm", "preload", "state"] {
@@ -26,7 +26,7 @@ fn crates() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn build_names_digest_of_present_sources() {
+fn build_text_has_crate_version_and_digest_of_present_sources() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     let digest = sources::digest(own).unwrap();
     assert_eq!(sources::folders(own).len(), 5);
@@ -35,7 +35,7 @@ fn build_names_digest_of_present_sources() {
 }
 
 #[test]
-fn digest_is_the_same_for_same_sources_elsewhere() {
+fn digest_of_same_sources_is_the_same_in_another_folder() {
     let ((_one, one), (_other, other)) = (crates(), crates());
     assert_eq!(
         sources::digest(&one).unwrap(),
@@ -44,7 +44,7 @@ fn digest_is_the_same_for_same_sources_elsewhere() {
 }
 
 #[test]
-fn digest_differs_after_any_change_of_any_shared_crate() {
+fn digest_differs_after_source_of_any_shared_crate_is_changed_renamed_or_added() {
     let (folder, own) = crates();
     let mut seen = vec![sources::digest(&own).unwrap()];
     let mut changed = || {

@@ -10,16 +10,16 @@ fn access(mode: u32) -> Access {
 }
 
 #[test]
-fn rights_of_new_file_never_have_setuid_setgid_or_sticky() {
+fn mode_of_new_file_never_has_setuid_setgid_or_sticky_bit() {
     for (mode, wanted) in [(0o100_644, 0o644), (0o106_755, 0o755), (0o101_777, 0o777)] {
         assert_eq!(access(mode).rights(Given::Whole), wanted, "{mode:o}");
     }
 }
 
-/// If the group is lost, no user has more rights than before: members of the lost group now count as others,
-/// and members of the new group counted as others before.
+/// If a file's group could not be kept, no user has more rights than before: members of the old group now
+/// count as others, and members of the new group counted as others before.
 #[test]
-fn rights_of_file_that_lost_group_give_no_user_more_than_before() {
+fn mode_of_file_that_lost_its_group_gives_no_user_more_rights_than_before() {
     for mode in 0..=RIGHTS {
         let rights = access(mode).rights(Given::WithoutGroup);
         let [old, new] = [mode, rights].map(|mode| [mode >> 6, mode >> 3 & 0o7, mode & 0o7]);
@@ -32,7 +32,7 @@ fn rights_of_file_that_lost_group_give_no_user_more_than_before() {
     assert_eq!(access(0o100_664).rights(Given::WithoutGroup), 0o644);
 }
 
-/// Returns an ACL with these entries: tag, rights, and a user or group.
+/// Returns an ACL with these entries: tag, access rights, and a user or group ID.
 fn acl(entries: &[(u16, u16, u32)]) -> Acl {
     let entries = entries.iter().flat_map(|&(tag, rights, id)| {
         let (tag, rights, id) = (tag.to_le_bytes(), rights.to_le_bytes(), id.to_le_bytes());
@@ -42,7 +42,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Acl {
 }
 
 #[test]
-fn acl_of_file_that_lost_group_gives_no_user_more_than_before() {
+fn acl_of_file_that_lost_its_group_gives_no_user_more_rights_than_before() {
     const NOBODY: u32 = u32::MAX;
     let of = |group, mask, others| {
         acl(&[
@@ -61,7 +61,7 @@ fn acl_of_file_that_lost_group_gives_no_user_more_than_before() {
 }
 
 #[test]
-fn acl_of_unknown_version_or_length_is_error() {
+fn acl_of_unknown_version_or_wrong_length_is_an_error() {
     for bytes in [&b""[..], &[1, 0, 0, 0], &[2, 0, 0, 0, 1]] {
         assert!(Acl::of(bytes).is_err(), "{bytes:?}");
     }

@@ -1,4 +1,5 @@
-//! `msrgate compile`: turns a policy into a program for msrgate, or into a filter as JSON, Rust, C or bytes.
+//! `msrgate compile`: compiles a policy into a program for msrgate's gate, or into a KVM filter as JSON,
+//! Rust, C or bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -69,8 +70,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
     Ok(Answer::Yes)
 }
 
-/// Returns the variant of the program for the processor `asked`, or the only variant that the program has.
-/// The processor of this host does not matter, because the file may be for another machine.
+/// Returns the program's variant for the processor `asked`, or the only variant that the program has. The
+/// function ignores this host's processor, because the output file may be for another machine.
 fn variant<'p>(
     program: &'p Program,
     asked: Option<&Cpu>,

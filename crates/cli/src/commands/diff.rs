@@ -20,12 +20,13 @@ use crate::side::{Content, Side};
 struct Report<'r> {
     schema: u32,
     same: bool,
-    /// The processor that the user asked for, or that a filter names; null if the old and the new input were
-    /// compared on all processors.
+    /// The processor on which the two inputs were compared: the user asked for it, or a filter names it.
+    /// Null if the inputs were compared on all processors.
     cpu: Option<String>,
     old: Described,
     new: Described,
-    /// True if settings and events were compared. A compiled filter has neither.
+    /// True if the settings and the logging of both inputs were compared, too. A compiled filter has
+    /// neither.
     settings_compared: bool,
     settings: Vec<SettingRow>,
     differences: Vec<Group<'r>>,
@@ -45,19 +46,18 @@ struct SettingRow {
     direction: &'static str,
 }
 
-/// The differences that two policies have on each processor of a group.
+/// The differences between two policies that are the same on each processor of a group of processors.
 #[derive(Serialize)]
 struct Group<'r> {
-    /// A processor of the group; null if no difference depends on the processor.
+    /// One processor of the group; null if no difference between the policies depends on the processor.
     cpu: Option<String>,
     changes: Rows<'r, Change>,
-    /// The changes of the logging: the accesses that the old policy logs and the new one does not, or the
-    /// reverse.
+    /// The changes of the logging: accesses that only one of the two policies logs.
     logs: Rows<'r, LogChange>,
 }
 
-/// Changes that are turned into rows one by one while the JSON is written. A list of a million rows would
-/// take more memory than their text.
+/// A list of changes, each of which is turned into a row of JSON only when it is written. A list of a
+/// million finished rows would take more memory than their text.
 struct Rows<'r, T> {
     of: &'r [T],
     row: Box<dyn Fn(&T) -> Row + 'r>,
@@ -73,7 +73,7 @@ impl<T> Serialize for Rows<'_, T> {
 struct Row {
     first: String,
     last: String,
-    /// The name of the first MSR that changes.
+    /// The name of the first MSR of the row, if that MSR has a name.
     name: Option<&'static str>,
     access: String,
     was: String,
@@ -83,8 +83,8 @@ struct Row {
     direction: &'static str,
 }
 
-/// The directions of a change in the order of the output: looser comes first, because it is the most
-/// important for a review.
+/// The kinds of changes, looser or tighter and so on, in the order of the output. Looser changes come first,
+/// because they matter most to a person who reviews the new policy.
 const DIRECTIONS: [Direction; 4] = [
     Direction::Looser,
     Direction::Different,
@@ -140,12 +140,12 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if fails { Answer::No } else { Answer::Yes })
 }
 
-/// Returns true if both sides have settings: they are policies or programs, and not filters.
+/// Returns true if both inputs have settings: policies and programs have them, filters do not.
 fn has_settings(old: &Side, new: &Side) -> bool {
     [old.content, new.content] == [Content::Policy; 2]
 }
 
-/// Returns the changes of the settings, or nothing if a side is a filter.
+/// Returns the settings that differ between two inputs, or an empty list if an input is a filter.
 pub(super) fn settings(old: &Side, new: &Side) -> Vec<SettingChange> {
     if has_settings(old, new) {
         setting_changes(old.program.settings(), new.program.settings())
@@ -291,7 +291,8 @@ const fn title(direction: Direction) -> &'static str {
     }
 }
 
-/// Returns the line of a change: the MSRs, the old and the new action, and the places of both.
+/// Returns the output line for a change: the MSRs, the old and the new action, and the places in the
+/// policies from which both actions come.
 pub(super) fn line(old: &Side, new: &Side, change: &Change) -> String {
     let (was, is) = (change.was.0.to_string(), change.is.0.to_string());
     let places = (change.was.1, change.is.1);

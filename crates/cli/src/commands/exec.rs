@@ -1,8 +1,9 @@
-//! `msrgate exec`: runs an unmodified VMM behind a policy.
+//! `msrgate exec`: runs an unmodified VMM under a policy.
 //!
 //! This process compiles the policy, writes it into the run's state page, sets a seccomp filter by which
-//! only the library can make VMs, and becomes the VMM by execve(2). Beside the VMM there remain the library
-//! in it, and the watcher: a small process that reports what was refused, at the time and at the end.
+//! only the library can make VMs, and becomes the VMM by execve(2). Two parts of msrgate remain: the library
+//! inside the VMM, and the watcher, a small process that reports refused accesses during the run and at its
+//! end.
 
 mod appended;
 mod door;
@@ -48,7 +49,8 @@ use watch::Watch;
 /// The document that says what `exec` guards and what it does not.
 const GUIDE: &str = "docs/wrapping-vmms.md";
 
-/// Becomes the VMM. The function returns only if that failed; the run then has left nothing behind.
+/// Prepares the run, and replaces this process by the VMM. The function returns only if that failed: no file or
+/// process of the run is then left.
 pub(super) fn run(args: &ExecArgs) -> Failure {
     match start(args) {
         Ok(never) => match never {},
@@ -59,7 +61,7 @@ pub(super) fn run(args: &ExecArgs) -> Failure {
 /// A type without a value: on success the VMM has replaced this process.
 pub(super) enum Never {}
 
-/// A VMM to run behind a program.
+/// A VMM, and the compiled policy under which it is to run.
 pub(super) struct Launch<'a> {
     pub(super) compiled: &'a Compiled,
     /// The policy's name in messages.
@@ -72,12 +74,12 @@ pub(super) struct Launch<'a> {
     pub(super) at_open_door: AtOpenDoor,
 }
 
-/// The fate of a VMM that does not load the library.
+/// The treatment of a VMM that does not load msrgate's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AtOpenDoor {
-    /// It gets no VM.
+    /// The VMM cannot make VMs.
     Refuse,
-    /// It gets its VMs, without a policy.
+    /// The VMM can make VMs, which run without the policy.
     LetPass,
 }
 
@@ -130,10 +132,11 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     })
 }
 
-/// Becomes the VMM. The function returns only if that failed; the run then has left nothing behind.
+/// Starts the run's watcher, and replaces this process by the VMM. The function returns only if that failed: no
+/// file or process of the run is then left.
 ///
 /// # Errors
-/// The VMM cannot be run behind the program. The error says why.
+/// The VMM cannot be run under the compiled policy. The error says why.
 pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     if env::var_os(page::LIBRARY_VARIABLE).is_some() {
         return Err(Failure::Usage(format!(
@@ -186,12 +189,14 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     Err(failure)
 }
 
-/// Returns true if the library can do all that a program asks for. If not, the program needs a VMM with a gate of its own.
+/// Returns true if msrgate's library can do all that the compiled policy asks for. A policy that asks for
+/// more needs a VMM with a gate of its own.
 pub(super) fn can_keep(program: &Program) -> bool {
     supported::check(program, "").is_ok()
 }
 
-/// Returns the sentence for a program that this host cannot keep up. The error's own advice is for a VMM's author.
+/// Returns the message for a program that cannot be enforced on this host. The error's own text gives advice
+/// for the author of a VMM.
 fn refusal(error: &GateError) -> String {
     match error {
         GateError::IgnoreMsrsNotSeen => "the policy answers for MSRs that KVM does not know, but kvm.ignore_msrs, which may hide such MSRs, cannot be read: make /sys/module/kvm/parameters/ignore_msrs readable, for instance by mounting /sys in the container".to_owned(),
@@ -199,7 +204,8 @@ fn refusal(error: &GateError) -> String {
     }
 }
 
-/// Returns the value of `LD_PRELOAD`: our library, then those that the variable already names.
+/// Returns the value of `LD_PRELOAD` for the VMM: msrgate's library, followed by the libraries that the
+/// variable already names.
 fn preload(library: &Path) -> Result<OsString, Failure> {
     if let Some(why) = loadable::refusal(library) {
         return Err(Failure::Refused(format!(
@@ -215,7 +221,7 @@ fn preload(library: &Path) -> Result<OsString, Failure> {
     Ok(all)
 }
 
-/// Prints a sentence to standard error.
+/// Prints a sentence to standard error, with `msrgate: ` before it.
 pub(super) fn say(text: &str) {
     crate::results::talk(&sentence(text));
 }

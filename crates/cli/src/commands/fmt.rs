@@ -23,19 +23,20 @@ struct Report {
     files: Vec<FileReport>,
 }
 
-/// The JSON of the result for one file.
+/// The result of `fmt` for one file, in JSON.
 #[derive(Serialize)]
 struct FileReport {
     file: String,
-    /// True if the file's text is not in canonical form; null for a file with mistakes or an error.
+    /// True if the file's text is not in canonical form; null if the file has mistakes or could not be read
+    /// or written.
     changed: Option<bool>,
-    /// True if the file has been replaced by its canonical form.
+    /// True if `fmt --write` has replaced the file by the policy's canonical form.
     written: bool,
-    /// The canonical form; absent with `--write` and with `--check`.
+    /// The policy's text in canonical form; absent with `--write` and with `--check`.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     mistakes: Vec<Remark>,
-    /// The reason why the file could not be read or written.
+    /// The reason why the file could not be read or written; absent if there was no such error.
     error: Option<Error>,
 }
 
@@ -86,7 +87,7 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
     Ok(answer)
 }
 
-/// Formats one policy. If this fails, `run` still formats the other policies.
+/// Formats one policy. After an error, `run` still formats the other policies.
 fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
     let input = Input::read(policy)?;
@@ -124,8 +125,8 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
     Ok(report)
 }
 
-/// Returns the file that was read, if it may be replaced. Links are not followed again, because they may
-/// lead to another file now.
+/// Returns the regular file that the policy was read from, for `fmt --write` to replace. The function does
+/// not follow the path's symbolic links again, because they may lead to another file now.
 fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Failure> {
     match &input.place {
         Place::File {

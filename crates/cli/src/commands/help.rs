@@ -1,4 +1,4 @@
-//! `msrgate help`: prints the help of commands, and of topics that are no commands.
+//! `msrgate help`: prints the help of commands, and texts about topics such as the policy language.
 
 use std::io::Write;
 
@@ -8,7 +8,8 @@ use msrgate_policy::one_line;
 use crate::cli::{Cli, HelpArgs};
 use crate::failure::{Answer, Failure};
 
-/// A topic of `msrgate help`: its name, and its text, which is built into the program.
+/// A topic of `msrgate help` that is not a command: the topic's name, and its text, which is built into
+/// `msrgate`.
 struct Topic {
     name: &'static str,
     text: &'static str,

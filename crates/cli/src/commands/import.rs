@@ -79,21 +79,23 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     })
 }
 
-/// Returns true for formats with a default of their own. A file that only has a default is a policy: Hyperlight's
-/// filter for no MSRs refuses every access, and the filter of `allow-all` none.
+/// Returns true for formats in which a file states a default action. Such a file is a whole policy even if
+/// it names no MSR: Hyperlight's filter for no MSRs refuses every access, and the filter of `allow-all`
+/// allows every access.
 const fn is_policy_of_default(format: Format) -> bool {
     matches!(format, Format::Compiled | Format::Program)
 }
 
-/// Reads at most one byte more than the limit. If this byte is there, the caller knows that the file is too
-/// long.
+/// Reads a file up to one byte beyond [`MAX_BYTES`]. If the result is longer than [`MAX_BYTES`], the caller
+/// knows that the file is too long.
 fn read(from: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Prints to standard error what the policy leaves out, and what is unsure.
+/// Prints to standard error which parts of the imported file the policy leaves out, and which of the
+/// policy's lines are uncertain.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     match &imported.scope {

@@ -12,20 +12,20 @@ use crate::cli::{Format, MsrArgs};
 use crate::failure::{Answer, Failure};
 use crate::output::{self, SCHEMA};
 
-/// The report about all words.
+/// The JSON report about all words on the command line.
 #[derive(Default, Serialize)]
 struct Report {
     schema: u32,
     registers: Vec<Listed>,
-    /// The indices that were asked for, or that a group holds, and that have no name.
+    /// The MSR indices without a name that the user asked for or that a group contains.
     nameless: Vec<String>,
-    /// The names that no register has, although a register has the same name in another code base's style.
+    /// The words that are no register's name, but resemble one in the style of another code base.
     alike: Vec<NearWord>,
-    /// The words that found nothing.
+    /// The words for which no register was found.
     not_found: Vec<NearWord>,
 }
 
-/// A word that is no name, with names that may have been meant.
+/// A word that is no register's name, with the names that the user may have meant.
 #[derive(Serialize)]
 struct NearWord {
     word: String,
@@ -39,14 +39,14 @@ struct Listed {
     aliases: &'static [&'static str],
     vendor: String,
     summary: &'static str,
-    /// The extent to which a filter controls the register: enforced, partly, not.
+    /// The extent to which KVM's filter controls accesses of the register: `enforced`, `partly` or `not`.
     reach: String,
     gaps: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decoded: Option<DecodedValue>,
 }
 
-/// A value of a register, taken apart by the register's fields.
+/// A value of a register, split into the register's fields.
 #[derive(Serialize)]
 struct DecodedValue {
     value: String,
@@ -85,7 +85,7 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
     Ok(if all_found { Answer::Yes } else { Answer::No })
 }
 
-/// Returns what a person should know beside the registers, such as that a word found nothing.
+/// Returns a note for the user about one word, such as that no register was found for the word.
 fn remark(word: &str, found: &Found) -> Option<String> {
     let word = one_line(word);
     let names = |registers: &[&Register]| {
@@ -152,8 +152,8 @@ fn print_all(
     Ok(())
 }
 
-/// Returns the indices that a word asks for, whether they have names or not. The list is empty for words
-/// that are not indices.
+/// Returns the MSR indices that a word asks for, with or without a name. The list is empty if the word names
+/// neither an index nor a group.
 fn asked(found: &Found) -> Vec<MsrIndex> {
     match found {
         Found::Indices(indices) => indices.clone(),
@@ -166,8 +166,8 @@ fn asked(found: &Found) -> Vec<MsrIndex> {
     }
 }
 
-/// Prints an index that has no name, and the registers around it. Of an index in a group, the line alone is
-/// enough.
+/// Prints the line of an MSR index that has no name, and the named registers before and after it. For an
+/// index in a group, the function prints only the line.
 fn print_nameless(
     out: &mut dyn Write,
     word: &str,
@@ -283,7 +283,7 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the bits of a field, such as `12` or `39:32`.
+/// Returns the positions of a field's bits as text, such as `12` or `39:32`.
 fn bits(field: &Field) -> String {
     if field.low == field.high {
         field.low.to_string()
@@ -351,9 +351,10 @@ mod tests {
         (answer, anstream::adapter::strip_str(&text).to_string())
     }
 
-    /// The seventh register of each of AMD's scalable machine-check banks is in the group without a name.
+    /// The output for a group has a line for each of the group's indices. In the group `@mce`, 64 indices
+    /// have no name: the seventh register of each of AMD's scalable machine-check banks.
     #[test]
-    fn msr_of_group_lists_every_index_of_every_group() {
+    fn msr_command_lists_every_index_of_each_register_group() {
         for group in registers::groups() {
             let count = asked(&Found::Group(group)).len();
             let (answer, text) = said(&[group.name], Format::Text);
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn msr_of_several_words_succeeds_only_if_each_finds_something() {
+    fn msr_command_with_several_words_succeeds_only_if_each_word_finds_a_register() {
         for (words, is_found) in [
             (&["KGSBASE", "SF_MASK"][..], true),
             (&["KGSBASE", "no-such-word"], false),

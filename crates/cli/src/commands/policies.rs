@@ -22,7 +22,7 @@ struct Listed {
     summary: &'static str,
 }
 
-/// The JSON of one policy with its whole text.
+/// One shipped policy with its whole text, in JSON.
 #[derive(Serialize)]
 struct Whole {
     schema: u32,

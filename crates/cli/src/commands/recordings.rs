@@ -1,4 +1,4 @@
-//! Recordings of accesses, as `learn --from` and `review` read them.
+//! The reading of recordings of accesses (traces and files of events) by `learn --from` and `review`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,18 +11,18 @@ use super::replay::{self, report};
 use crate::failure::Failure;
 use crate::load::is_standard_input;
 
-/// A recording that was read.
+/// A recording of accesses that was read.
 pub(super) struct Read<'c> {
-    /// The name in messages.
+    /// The name of the recording in messages.
     pub(super) name: String,
     pub(super) recording: Recording,
-    /// The decisions of a policy about the same accesses.
+    /// The decisions of a policy about the accesses in the recording.
     pub(super) replay: Replay<'c>,
-    /// The last line that was read before a Ctrl-C.
+    /// The last line that was read before a Ctrl-C; `None` if the recording was read to its end.
     pub(super) stopped: Option<LineNumber>,
 }
 
-/// Reads a recording.
+/// Reads a recording, and decides each of its accesses by a policy.
 ///
 /// # Errors
 /// The recording cannot be read, or has no access.

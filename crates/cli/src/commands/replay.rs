@@ -1,4 +1,4 @@
-//! `msrgate replay`: says what a policy would have decided of the accesses in a trace.
+//! `msrgate replay`: says what a policy would have decided about each access in a trace.
 
 mod progress;
 pub(super) mod report;
@@ -30,18 +30,19 @@ const BUFFER: usize = 256 << 10;
 
 /// An open trace.
 pub(super) struct Trace {
-    /// The name in messages.
+    /// The name of the trace in messages.
     pub(super) name: String,
     from: Box<dyn Read>,
-    /// The size in bytes, if the trace is a file.
+    /// The size of the trace in bytes, if the trace is a regular file.
     size: Option<u64>,
 }
 
-/// The extent to which a trace was read.
+/// The part of a trace that was read: the whole trace, or less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     Whole,
-    /// Events are missing, lines could not be read, or a Ctrl-C ended the reading.
+    /// The trace was not read as a whole: events are missing, lines could not be read, or a Ctrl-C ended the
+    /// reading.
     Part,
 }
 
@@ -124,9 +125,9 @@ pub(super) fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Reads all lines, and gives each to `take`. An access of a task that is not selected is given as another event.
-/// After a Ctrl-C the function stops, and returns the number of the last line that it read. A second Ctrl-C ends
-/// the process.
+/// Reads all lines of a trace, and passes each to `take`. An access of a task that `--task` does not select
+/// is passed as an event that is no access. After a Ctrl-C the function stops, and returns the number of the
+/// last line that it read. A second Ctrl-C ends the process.
 ///
 /// # Errors
 /// The trace cannot be read.

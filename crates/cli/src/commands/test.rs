@@ -14,22 +14,23 @@ use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::processor::{self, Chosen};
 
-/// The largest number of MSRs in one call. A test of more would take minutes.
+/// The largest number of MSRs in one call of `msrgate test`. A test of more MSRs would take minutes.
 const MOST: u64 = 0x4_0000;
 
-/// The backend that the guest runs on, and the meaning of the results for this host.
+/// The backend that the test's guest runs on, KVM or the model, and the meaning of the results for this
+/// host.
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,
 }
 
-/// The meaning of the results for this host.
+/// The meaning of a test's results for this host's kernel.
 enum Measures {
     /// The results are about this host's kernel. The string is the kernel's release.
     Kernel(String),
-    /// The results say nothing about this host, as the user asked for the model.
+    /// The results say nothing about this host's KVM, because the user asked for the model of KVM.
     Nothing,
-    /// The results say nothing about this host, as its KVM cannot be used.
+    /// The results say nothing about this host's KVM, because it cannot be used, for this reason.
     NothingFor(HostError),
 }
 

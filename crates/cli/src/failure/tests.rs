@@ -5,7 +5,7 @@ use super::*;
 use msrgate_testing::messages::messages;
 
 #[test]
-fn every_failure_has_a_message() {
+fn failure_of_every_kind_has_a_message() {
     let mistakes = parse(&Source::new("x.toml", "policy = 1"), &mut NoIncludes);
     let failures = [
         Failure::Mistakes(mistakes.expect_err("no default")),

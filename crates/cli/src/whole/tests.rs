@@ -16,7 +16,7 @@ fn opened(name: &Path) -> Box<Opened> {
 /// If another process changes, replaces or removes the file after it was read, `replace` returns an
 /// error, and leaves everything as it is.
 #[test]
-fn replace_of_changed_file_is_refused_and_changes_nothing() {
+fn replace_does_not_write_file_that_was_changed_after_it_was_read() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 5] = [
         ("an editor saved the file in place", |file| {
@@ -85,7 +85,7 @@ fn create_of_file_that_another_process_has_made_is_refused_and_changes_nothing()
 }
 
 #[test]
-fn replace_after_change_of_link_writes_file_that_was_read() {
+fn replace_writes_file_that_was_read_even_if_link_now_leads_elsewhere() {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, victim, link] = ["file", "victim", "link"].map(|name| folder.path().join(name));
     fs::write(&file, "old").expect("written");
@@ -102,7 +102,7 @@ fn replace_after_change_of_link_writes_file_that_was_read() {
 /// If the folder's owner replaces the temporary file's name by a link, owner and mode still go to the
 /// temporary file, and not to the link's target.
 #[test]
-fn replace_gives_owner_and_mode_to_open_file_and_not_to_its_name() {
+fn replace_sets_owner_and_mode_of_open_temporary_file_not_of_file_now_at_its_path() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, victim] = ["old", "victim"].map(|name| folder.path().join(name));
     fs::write(&old, "").expect("written");

@@ -1,12 +1,13 @@
-//! Tests of the answers of policies that no other test has: `ignore`, `register`, `unknown` and events of refusals, and of
-//! a VMM's own filter beside them.
+//! Tests of `exec` with the policy's actions `ignore` and `register`, with `unknown` and with
+//! `log = "denied"`, and with VMMs that set an MSR filter of their own.
 
 use std::fs;
 use std::process::Command;
 
 use crate::lab::{ALLOWS, Lab, ran};
 
-/// Returns the output of `answers WHAT` under a policy that allows all else.
+/// Runs the test VMM `answers` with the argument `what` under a policy, and returns its output. The policy
+/// has the lines `rest` and allows all other accesses.
 fn guarded(rest: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(&policy(rest))?;
     let vmm = lab.build("answers.c", &[]);
@@ -19,16 +20,17 @@ fn policy(rest: &str) -> String {
     format!("policy = 1\ndefault = 'allow'\n{rest}\n")
 }
 
-/// Returns the output of `answers WHAT` without `exec`.
+/// Runs the test VMM `answers` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("answers.c", &[]);
     Some(ran(Command::new(vmm).arg(what)).out)
 }
 
-/// The guest writes 5 and reads. Then the VMM reads KVM's register and writes 3 to it, and the guest reads again.
+/// The guest writes 5 to a register and reads it. Then the VMM reads KVM's register and writes 3 to it, and
+/// the guest reads again.
 #[test]
-fn write_that_is_ignored_or_emulated_does_not_reach_register() {
+fn guest_write_with_action_ignore_or_register_does_not_reach_kvm_register() {
     let Some(plain) = plain("written") else {
         return;
     };
@@ -43,9 +45,11 @@ fn write_that_is_ignored_or_emulated_does_not_reach_register() {
     assert_eq!(shown, "5.\nKVM has 0\n2.\n");
 }
 
-/// The VMM's mask asks for accesses of MSRs that KVM does not know (2) in the second and fourth round.
+/// The guest accesses an MSR that KVM does not know, in four rounds. In the second and the fourth round the
+/// VMM's mask asks for exits of such accesses: the VMM answers them then, and the policy does in the other
+/// rounds.
 #[test]
-fn unknown_msr_is_vmms_where_its_mask_asks_and_policys_elsewhere() {
+fn access_of_unknown_msr_goes_to_vmm_if_its_mask_asks_and_else_to_policy() {
     let Some(plain) = plain("unknown") else {
         return;
     };
@@ -68,9 +72,10 @@ fn unknown_msr_is_vmms_where_its_mask_asks_and_policys_elsewhere() {
     }
 }
 
-/// The guest reads a register that the policy denies and one that it allows.
+/// The guest reads a register that the policy denies and one that the policy allows. With `log = "denied"`
+/// only the denied read becomes an event.
 #[test]
-fn event_of_log_denied_is_refusal() {
+fn log_denied_makes_event_of_denied_access_and_none_of_allowed_access() {
     let denies = "log = 'denied'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }";
     let Some(lab) = Lab::with_kvm(&policy(denies)) else {
         return;
@@ -102,9 +107,10 @@ fn audit_counts_access_of_refused_and_unknown_msr_once() {
     assert!(ran.err.contains(wanted), "{}", ran.err);
 }
 
-/// QEMU sets its filter anew for each register of `rapl`, with one range more.
+/// The VMM sets its filter five times, each time with one range more, as QEMU does with `rapl`. The guest's
+/// accesses have the same results as without a policy.
 #[test]
-fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {
+fn filter_that_vmm_sets_again_with_one_range_more_takes_effect_each_time() {
     let Some(plain) = plain("growing") else {
         return;
     };
@@ -133,9 +139,10 @@ fn vmms_filter_that_grows_by_one_range_is_in_force_after_each_call() {
     assert_eq!(of_rounds(&shown), expected);
 }
 
-/// The policy denies the read on Intel's processors only, and the VMM says of none which processor its guest has.
+/// The policy denies a read only on Intel's processors, and the VMM sets no CPUID for its vCPU. The library
+/// ends such a VMM.
 #[test]
-fn vmm_is_ended_with_sentence_if_vcpu_cannot_be_guarded() {
+fn vmm_is_ended_with_message_if_policy_differs_by_processor_and_vcpu_has_no_cpuid() {
     let differs = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x8b = { read = 'deny', write = 'allow' }";
     let Some(lab) = Lab::with_kvm(&policy(differs)) else {
         return;
@@ -149,9 +156,10 @@ fn vmm_is_ended_with_sentence_if_vcpu_cannot_be_guarded() {
     lab.assert_no_page_is_left();
 }
 
-/// The gate waits for the kernel's filter to let the access through, and gives up.
+/// Under `--fail-open`, the VMM has bypassed the library and set an MSR filter that denies an access that
+/// the policy allows. The gate retries the access, gives up and ends the VMM.
 #[test]
-fn vmm_is_ended_with_sentence_if_exit_cannot_be_answered() {
+fn vmm_is_ended_with_message_if_kernel_keeps_refusing_access_that_policy_allows() {
     let denies = "[msrs]\n0x10 = { read = 'deny', write = 'allow' }";
     let Some(lab) = Lab::with_kvm(&policy(denies)) else {
         return;

@@ -1,4 +1,5 @@
-//! Tests of small VMMs that do on purpose what is difficult for `exec`.
+//! Tests of `exec` with small VMMs that do on purpose what is difficult for it: seccomp, filters of their
+//! own, signals, fork(2).
 
 use std::process::Command;
 
@@ -6,9 +7,9 @@ use msrgate_testing::host;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, ran};
 
-/// The threads of this VMM may make hardly any system call.
+/// Each policy has its effect on a VMM that has put its threads under a strict seccomp filter.
 #[test]
-fn vmm_under_seccomp_is_guarded_by_calls_that_it_allows() {
+fn policy_takes_effect_in_vmm_whose_seccomp_filter_allows_few_system_calls() {
     let policies = [
         (ALLOWS, ".\n", 0),
         (DENIES, "!\n", 0),
@@ -31,10 +32,11 @@ fn vmm_under_seccomp_is_guarded_by_calls_that_it_allows() {
     }
 }
 
-/// The vCPU is in `KVM_RUN` when the VMM sets its first filter. An access that this filter still refused is executed
-/// again once the filter is lifted, by `KVM_RUN` alone.
+/// The vCPU's thread may call little but `KVM_RUN`. Another thread of the VMM sets an MSR filter of its own
+/// and removes it while the vCPU is in `KVM_RUN`. The guest then executes an access again that the removed
+/// filter had refused.
 #[test]
-fn own_filter_of_vmm_under_seccomp_is_lifted_by_calls_that_it_allows() {
+fn access_runs_again_after_vmm_under_seccomp_removes_its_own_msr_filter() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -44,7 +46,7 @@ fn own_filter_of_vmm_under_seccomp_is_lifted_by_calls_that_it_allows() {
 }
 
 #[test]
-fn audit_of_a_vmm_under_seccomp_lets_all_through() {
+fn audit_mode_lets_every_access_through_in_vmm_under_seccomp() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -58,7 +60,7 @@ fn audit_of_a_vmm_under_seccomp_lets_all_through() {
     );
 }
 
-/// Returns the output of `awkward WHAT` under a policy.
+/// Runs the test VMM `awkward` with the argument `what` under a policy, and returns its output.
 fn awkward(policy: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("awkward.c", &[]);
@@ -68,16 +70,17 @@ fn awkward(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// Returns the output of `awkward WHAT` without `exec`.
+/// Runs the test VMM `awkward` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("awkward.c", &[]);
     Some(ran(Command::new(vmm).arg(what)).out)
 }
 
-/// The VMM compares the kernel's answers to right and wrong requests, the exits, and the guest's results.
+/// The VMM prints the kernel's answers to valid and invalid requests for filters and masks, its exits, and
+/// the guest's results. All are the same under a policy that allows everything.
 #[test]
-fn vmms_own_filter_and_mask_work_as_without_policy() {
+fn filter_and_mask_that_vmm_sets_work_as_without_exec_if_policy_allows_all() {
     let Some(plain) = plain("own-filter") else {
         return;
     };
@@ -85,10 +88,11 @@ fn vmms_own_filter_and_mask_work_as_without_policy() {
     assert_eq!(awkward(ALLOWS, "own-filter"), Some(plain));
 }
 
-/// A VMM's filter that denies by default denies 0xffffffff, too: the VMM or the guest gets that as without the
-/// policy, and the policy is not blamed.
+/// If the VMM's own filter denies by default, it denies MSR 0xffffffff, too. Under a policy that allows the
+/// MSR, the VMM gets the exit, or the guest the #GP, as without `exec`, and the summary does not count a
+/// refusal.
 #[test]
-fn last_msr_obeys_vmms_filter_where_policy_allows_it() {
+fn access_of_msr_0xffffffff_that_policy_allows_still_obeys_filter_of_vmm() {
     let Some(plain) = plain("last-msr") else {
         return;
     };
@@ -107,10 +111,10 @@ fn last_msr_obeys_vmms_filter_where_policy_allows_it() {
     assert_eq!(awkward(audits, "last-msr"), Some(plain));
 }
 
-/// The VMM gets no exit for an access that the policy denies, but gets one for an MSR that KVM does not
-/// know.
+/// The VMM gets no exit for an access that the policy denies, although its own filter and mask ask for the
+/// exit. The VMM still gets exits for an MSR that KVM does not know.
 #[test]
-fn vmms_own_filter_opens_nothing_that_policy_denies() {
+fn filter_of_vmm_cannot_allow_access_that_policy_denies() {
     let Some(shown) = awkward(DENIES, "own-filter") else {
         return;
     };
@@ -124,9 +128,10 @@ fn vmms_own_filter_opens_nothing_that_policy_denies() {
     );
 }
 
-/// KVM's own refusals are the VMM's where its mask asks for them: of an unknown MSR, and of a bad value.
+/// If the VMM's mask asks for accesses that KVM itself refuses, of an unknown MSR or with an invalid value,
+/// the VMM gets these exits under every policy.
 #[test]
-fn refusals_of_kvm_exit_to_vmm_by_its_mask() {
+fn access_that_kvm_itself_refuses_exits_to_vmm_whose_mask_asks_for_it() {
     let Some(plain) = plain("invalid") else {
         return;
     };
@@ -143,9 +148,10 @@ fn refusals_of_kvm_exit_to_vmm_by_its_mask() {
     }
 }
 
-/// The policy, too, says what becomes of unknown MSRs: it does where the VMM's mask does not ask for the exit.
+/// While the VMM's mask asks for exits of unknown MSRs, the VMM answers accesses of such MSRs. While the
+/// mask does not, the policy's `unknown` answers them.
 #[test]
-fn unknown_msr_is_the_vmms_first_and_then_the_policys() {
+fn policy_answers_unknown_msr_only_while_mask_of_vmm_does_not_ask_for_exit() {
     let Some(plain) = plain("invalid") else {
         return;
     };
@@ -169,9 +175,10 @@ fn unknown_msr_is_the_vmms_first_and_then_the_policys() {
     assert_eq!(awkward(policy, "invalid"), Some(expected));
 }
 
-/// KVM has 16 ranges for the policy and the VMM's filter together.
+/// KVM's filter has 16 ranges, which the policy and the VMM's own filter share. If both need more, the VMM's
+/// request fails with ENOMEM, and one sentence says why.
 #[test]
-fn vmms_filter_that_does_not_fit_beside_policy_is_refused_in_one_sentence() {
+fn filter_of_vmm_is_refused_with_message_if_it_and_policy_need_over_16_ranges() {
     let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x1000 = 'none'\n0x90000000 = 'none'\n";
     let Some(lab) = Lab::with_kvm(policy) else {
         return;
@@ -186,7 +193,7 @@ fn vmms_filter_that_does_not_fit_beside_policy_is_refused_in_one_sentence() {
 }
 
 #[test]
-fn encrypted_vm_is_refused_in_one_sentence() {
+fn request_for_encrypted_vm_is_refused_with_one_line_of_message() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -197,10 +204,10 @@ fn encrypted_vm_is_refused_in_one_sentence() {
     assert!(ran.err.contains("run it without SEV"), "{}", ran.err);
 }
 
-/// All VMs share the helper thread, which opens their filters, too: two VMs have no more than one thread of the
-/// library's, nor have twelve.
+/// All VMs of a process share the library's helper thread, which also sets their filters: with two VMs, and
+/// with twelve, the library has one thread.
 #[test]
-fn vms_at_once_and_in_turn_have_one_thread_that_blocks_all_signals() {
+fn library_has_one_thread_that_blocks_all_signals_for_all_vms_of_process() {
     // glibc blocks neither its own two signals nor SIGKILL and SIGSTOP.
     let thread = "msrgate fffffffe7ffbfeff\n";
     let audit = "policy = 1\nmode = 'audit'\ndefault = 'deny'\n";
@@ -214,7 +221,7 @@ fn vms_at_once_and_in_turn_have_one_thread_that_blocks_all_signals() {
 }
 
 #[test]
-fn reboots_on_the_same_numbers_are_guarded_and_leave_nothing() {
+fn vms_made_one_after_another_on_same_descriptor_numbers_are_guarded_without_leaks() {
     let Some(shown) = awkward(DENIES, "reboots") else {
         return;
     };
@@ -223,7 +230,7 @@ fn reboots_on_the_same_numbers_are_guarded_and_leave_nothing() {
 }
 
 #[test]
-fn two_vms_at_once_and_duplicates_of_their_descriptors_are_guarded() {
+fn two_vms_at_once_are_guarded_and_vm_used_by_duplicated_descriptors_too() {
     for what in ["two", "duplicated"] {
         let Some(shown) = awkward(DENIES, what) else {
             return;
@@ -233,7 +240,7 @@ fn two_vms_at_once_and_duplicates_of_their_descriptors_are_guarded() {
 }
 
 #[test]
-fn unseen_close_of_descriptors_leaks_nothing() {
+fn library_keeps_no_descriptor_of_vm_closed_by_dup2_or_close_range() {
     let Some(shown) = awkward(DENIES, "unseen") else {
         return;
     };
@@ -241,16 +248,17 @@ fn unseen_close_of_descriptors_leaks_nothing() {
 }
 
 #[test]
-fn forked_child_and_parent_are_both_guarded() {
+fn vms_of_forked_child_and_of_its_parent_are_both_guarded() {
     let Some(shown) = awkward(DENIES, "children") else {
         return;
     };
     assert_eq!(shown, "child !\nparent !\n");
 }
 
-/// The guest does nothing but accesses that the policy answers.
+/// The guest makes only accesses that the policy answers, so that `KVM_RUN` gives the VMM no exit. The VMM
+/// kicks the vCPU by signals, and `KVM_RUN` returns after each.
 #[test]
-fn kick_by_a_signal_without_immediate_exit_is_seen() {
+fn signal_makes_kvm_run_return_although_policy_answers_every_access_of_guest() {
     let Some(shown) = awkward(ANSWERS, "kicks") else {
         return;
     };
@@ -258,7 +266,7 @@ fn kick_by_a_signal_without_immediate_exit_is_seen() {
 }
 
 #[test]
-fn vmm_that_catches_no_signal_sees_no_interruption() {
+fn kvm_run_never_returns_eintr_to_vmm_that_catches_no_signal() {
     for policy in [ANSWERS, DENIES] {
         let Some(shown) = awkward(policy, "uncaught") else {
             return;
@@ -268,7 +276,7 @@ fn vmm_that_catches_no_signal_sees_no_interruption() {
 }
 
 #[test]
-fn vmm_finds_its_own_registers_in_kvm_run() {
+fn registers_in_kvm_run_page_are_those_that_vmm_asked_for() {
     let Some(plain) = plain("shared-registers") else {
         return;
     };
@@ -283,9 +291,10 @@ fn vmm_finds_its_own_registers_in_kvm_run() {
     assert_eq!(awkward(DENIES, "shared-registers"), Some(denied));
 }
 
-/// The first process of a PID namespace ignores a SIGKILL that it sends to itself.
+/// The action `kill` ends the VMM even if the VMM is the first process of a PID namespace, which ignores a
+/// SIGKILL from itself.
 #[test]
-fn first_process_of_a_namespace_is_killed_too() {
+fn action_kill_ends_vmm_that_is_first_process_of_pid_namespace() {
     let Some(lab) = Lab::with_kvm(KILLS) else {
         return;
     };

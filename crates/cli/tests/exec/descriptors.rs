@@ -1,8 +1,9 @@
-//! Tests of VMMs that do unusual things with descriptors.
+//! Tests of VMMs that do unusual things with the descriptors of VMs and vCPUs: dup2(2), low limits,
+//! exchanged numbers.
 
 use crate::lab::{ANSWERS, DENIES, LOGS, Lab, Ran, ran};
 
-/// Returns the result of `descriptors WHAT` under a policy.
+/// Runs the test VMM `descriptors` with the argument `what` under a policy, and returns its output and exit status.
 fn descriptors(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("descriptors.c", &[]);
@@ -11,17 +12,19 @@ fn descriptors(policy: &str, what: &str) -> Option<Ran> {
     Some(ran)
 }
 
-/// Returns the output of `descriptors WHAT`, if that ended well.
+/// Runs the test VMM `descriptors` with the argument `what` under a policy, and returns its output. Asserts
+/// that the VMM ended with status 0 and without a message.
 fn shown(policy: &str, what: &str) -> Option<String> {
     let ran = descriptors(policy, what)?;
     assert_eq!((&*ran.err, ran.status), ("", 0), "{what}\n{}", ran.out);
     Some(ran.out)
 }
 
-/// The limit leaves just as many numbers as the VMM and the library need together. The library takes the highest
-/// ones, so that the VMM gets the same ones at each reboot.
+/// The limit of descriptors leaves just as many numbers as the VMM and the library need together. The
+/// library takes the highest numbers, so that the VMM gets the same numbers for each of ten VMs that it
+/// makes one after another.
 #[test]
-fn vms_are_made_while_a_number_is_free() {
+fn vms_are_made_and_guarded_as_long_as_limit_leaves_free_descriptor_numbers() {
     let reboots = "4 5 !\nleft: 0\n".repeat(10);
     let Some(low) = shown(DENIES, "low-limit") else {
         return;
@@ -31,9 +34,10 @@ fn vms_are_made_while_a_number_is_free() {
     assert_eq!(lowered, Some(format!("!\n!\nleft: 0\n{reboots}")));
 }
 
-/// Before Linux 6.10 the kernel compares descriptors by kcmp(2) only.
+/// The library recognises descriptors of VMs and vCPUs on a kernel that compares descriptors by kcmp(2)
+/// only, as before Linux 6.10.
 #[test]
-fn descriptors_are_recognised_on_an_older_kernel() {
+fn library_recognises_descriptors_on_kernel_that_compares_them_only_by_kcmp() {
     for what in ["exchanged", "unseen", "far", "exchanged-vms"] {
         let Some(new) = shown(DENIES, what) else {
             return;
@@ -47,7 +51,7 @@ fn descriptors_are_recognised_on_an_older_kernel() {
 }
 
 #[test]
-fn vcpu_without_a_number_for_the_library_is_refused() {
+fn vcpu_is_refused_if_no_descriptor_number_is_free_for_library() {
     let Some(ran) = descriptors(DENIES, "too-low-limit") else {
         return;
     };
@@ -57,16 +61,17 @@ fn vcpu_without_a_number_for_the_library_is_refused() {
 }
 
 #[test]
-fn descriptor_closed_without_close_is_let_go_of_without_a_further_request() {
+fn library_releases_vm_closed_by_dup2_or_close_range_without_another_kvm_request() {
     let Some(shown) = shown(DENIES, "unseen") else {
         return;
     };
     assert_eq!(shown, "!\n!\n!\n!\nleft: 0\n");
 }
 
-/// The VMM answers exits of MSRs with a value: an exit of the wrong vCPU would reach it.
+/// The VMM gives a vCPU's descriptor number to another vCPU by dup2(2). The vCPU that got the number is
+/// guarded by its own gate.
 #[test]
-fn vcpu_on_the_number_of_another_is_guarded_as_itself() {
+fn vcpu_that_gets_descriptor_number_of_another_vcpu_is_guarded_by_its_own_gate() {
     for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
         let Some(shown) = shown(policy, "exchanged") else {
             return;
@@ -75,10 +80,10 @@ fn vcpu_on_the_number_of_another_is_guarded_as_itself() {
     }
 }
 
-/// The numbers of vCPUs of one VM, and of two, are exchanged just before the vCPUs run. Each is guarded by its own
-/// gate: the VMM, which would answer an exit with 7, gets none.
+/// The VMM exchanges the descriptor numbers of vCPUs, of one VM and of two VMs, just before the vCPUs run.
+/// Each vCPU is guarded by its own gate, and the VMM gets no exit.
 #[test]
-fn vcpus_with_exchanged_numbers_are_guarded_as_themselves() {
+fn vcpus_with_exchanged_descriptor_numbers_are_each_guarded_by_their_own_gate() {
     for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
         let Some(swapped) = shown(policy, "swapped") else {
             return;
@@ -91,16 +96,17 @@ fn vcpus_with_exchanged_numbers_are_guarded_as_themselves() {
 }
 
 #[test]
-fn vm_kept_by_numbers_far_from_all_others_is_guarded() {
+fn vm_and_vcpu_kept_only_by_very_high_descriptor_numbers_are_guarded() {
     let Some(shown) = shown(DENIES, "far") else {
         return;
     };
     assert_eq!(shown, "!\n!\n");
 }
 
-/// The library knows vCPUs by descriptors of its own. Without them it cannot tell which gate a vCPU has.
+/// The VMM puts other files on the library's own descriptors, by which the library recognises vCPUs. The
+/// library ends such a VMM.
 #[test]
-fn vmm_that_replaces_descriptors_of_the_library_is_ended() {
+fn vmm_that_replaces_descriptors_of_library_by_other_files_is_ended() {
     let Some(ran) = descriptors(DENIES, "stolen") else {
         return;
     };
@@ -114,7 +120,7 @@ fn vmm_that_replaces_descriptors_of_the_library_is_ended() {
 }
 
 #[test]
-fn vm_on_the_number_of_another_keeps_its_own_filter() {
+fn vm_that_gets_descriptor_number_of_another_vm_keeps_its_own_filter() {
     let Some(shown) = shown(DENIES, "exchanged-vms") else {
         return;
     };
@@ -123,7 +129,7 @@ fn vm_on_the_number_of_another_keeps_its_own_filter() {
 }
 
 #[test]
-fn vcpu_that_is_added_late_parked_and_taken_again_is_guarded() {
+fn vcpu_that_is_hot_added_unplugged_and_plugged_again_is_guarded() {
     for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
         let Some(shown) = shown(policy, "parked") else {
             return;
@@ -134,7 +140,7 @@ fn vcpu_that_is_added_late_parked_and_taken_again_is_guarded() {
 }
 
 #[test]
-fn vm_closed_while_its_vcpu_runs_leaves_nothing() {
+fn vm_closed_while_its_vcpu_runs_leaves_no_descriptor_open_in_library() {
     let Some(shown) = shown(ANSWERS, "closed-while-running") else {
         return;
     };
@@ -142,7 +148,7 @@ fn vm_closed_while_its_vcpu_runs_leaves_nothing() {
 }
 
 #[test]
-fn closed_vms_leave_no_descriptor_thread_mapping_or_memory() {
+fn hundred_closed_vms_leave_no_descriptor_thread_mapping_or_memory() {
     for policy in [DENIES, LOGS] {
         let Some(shown) = shown(policy, "nothing-is-left") else {
             return;

@@ -1,4 +1,5 @@
-//! Tests of VMMs that do not load the library, or bypass it: the kernel refuses their VMs.
+//! Tests of VMMs that do not load msrgate's library, or bypass it: the run's seccomp filter refuses their
+//! requests for VMs.
 
 use std::fs;
 use std::io::Write as _;
@@ -12,7 +13,7 @@ use crate::lab::{ALLOWS, DENIES, Lab, Ran, ran, skip};
 const SENTENCE: &str = "asked KVM for a VM past msrgate's library, and was refused";
 
 #[test]
-fn vm_is_refused_past_the_library_and_made_and_run_through_it() {
+fn kvm_request_that_bypasses_library_is_refused_and_one_through_library_succeeds() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -32,7 +33,7 @@ fn vm_is_refused_past_the_library_and_made_and_run_through_it() {
 }
 
 #[test]
-fn cleared_ld_preload_is_refused() {
+fn vmm_started_without_ld_preload_gets_no_vm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -47,9 +48,10 @@ fn cleared_ld_preload_is_refused() {
     );
 }
 
-/// The command checks only the file of the VMM itself, which is a script here.
+/// `exec` checks only the file that it starts, which is a script here. The statically linked VMM that the
+/// script starts gets no VM.
 #[test]
-fn static_vmm_behind_a_script_is_refused() {
+fn statically_linked_vmm_that_script_starts_gets_no_vm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -62,9 +64,10 @@ fn static_vmm_behind_a_script_is_refused() {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
-/// The dynamic linker loads the library into such a program, which does not call it.
+/// The dynamic linker loads msrgate's library into a program that has the C library linked into it, but the
+/// program does not call the library. The program gets no VM.
 #[test]
-fn vm_of_program_with_its_c_library_inside_is_refused() {
+fn program_with_c_library_linked_into_it_gets_no_vm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -85,7 +88,7 @@ fn vm_of_program_with_its_c_library_inside_is_refused() {
 }
 
 #[test]
-fn fail_open_lets_vmm_without_library_pass() {
+fn fail_open_option_gives_vmm_without_library_its_vm_without_policy() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -107,7 +110,8 @@ fn fail_open_lets_vmm_without_library_pass() {
     assert!(summary.ends_with(wanted), "{summary}");
 }
 
-/// Returns the run of `open.c` by `starter`, with /dev/kvm as its descriptor 9.
+/// Returns the result of a run in which `starter` starts `exec` with the VMM `open.c`, which has /dev/kvm as
+/// descriptor 9.
 fn opened(lab: &Lab, starter: &[&str]) -> Ran {
     let mut exec = lab.exec(&["--quiet"]);
     exec.arg(lab.path("open"));
@@ -121,9 +125,10 @@ fn assert_refused(lab: &Lab, starter: &[&str]) {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
-/// The dynamic linker loads no library of the environment into a program that changes its user or gains privileges.
+/// The dynamic linker ignores `LD_PRELOAD` for a program that changes its user or gains privileges. `exec`
+/// lets a VMM of this kind make no VM.
 #[test]
-fn vmm_with_setuid_bit_or_capabilities_is_refused() {
+fn vmm_with_setuid_bit_or_file_capabilities_gets_no_vm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -161,9 +166,10 @@ fn vmm_with_setuid_bit_or_capabilities_is_refused() {
     );
 }
 
-/// A caller without `CAP_SYS_ADMIN` may set a seccomp filter only on a process that can gain no privileges.
+/// A caller without `CAP_SYS_ADMIN` may set a seccomp filter only under `no_new_privs`. `exec` then sets
+/// `no_new_privs`, and a VMM without the library gets no VM.
 #[test]
-fn door_is_closed_for_caller_without_privileges() {
+fn vmm_without_library_gets_no_vm_if_caller_of_exec_lacks_cap_sys_admin() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -206,9 +212,10 @@ fn door_is_closed_for_caller_without_privileges() {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
-/// A VM that the library makes is guarded without the watcher, too; no other process gets a VM.
+/// After the watcher was killed, a VM that the library makes is still guarded, and a process without the
+/// library still gets no VM.
 #[test]
-fn door_without_a_watcher_stays_closed() {
+fn vmm_without_library_gets_no_vm_after_watcher_was_killed() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -238,8 +245,8 @@ fn door_without_a_watcher_stays_closed() {
     assert!(said.contains("Function not implemented"), "{said}");
 }
 
-/// Returns the process with this word on its command line: the watcher, which was forked before the VMM
-/// began.
+/// Returns the process ID of the watcher: the process with this word on its command line, which was forked
+/// before the VMM began.
 fn watcher(word: &str, vmm: u32) -> u32 {
     for _ in 0..200 {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -261,9 +268,10 @@ fn watcher(word: &str, vmm: u32) -> u32 {
     panic!("there is no watcher");
 }
 
-/// Of two seccomp filters only one may have a listener: the kernel then refuses without a word of ours.
+/// If another seccomp filter of the process already has a listener, the run's filter has none. A VMM without
+/// the library then gets EPERM, and no message is printed.
 #[test]
-fn door_beside_another_listener_is_closed_without_a_sentence() {
+fn vmm_without_library_is_refused_silently_if_other_seccomp_filter_has_listener() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -286,9 +294,10 @@ fn door_beside_another_listener_is_closed_without_a_sentence() {
     );
 }
 
-/// The watcher's sentences are for standard error, and the VMM must not wait for their reader.
+/// The watcher prints its messages to standard error. If no process reads standard error, a VMM that
+/// bypasses the library still gets EPERM without waiting.
 #[test]
-fn request_at_door_is_refused_while_nobody_reads_standard_error() {
+fn refusal_of_kvm_request_does_not_wait_for_reader_of_standard_error() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Tests of the end of a run: the summary of every VMM, and what is left.
+//! Tests of the end of a run: the summary, the file of events, and the removal of the state page.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::lab::{ALLOWS, DENIES, LOGS, Lab, ran, starts};
 
-/// The summary of a run in which guests read 0x8b once each.
+/// Returns the beginning of the summary of a run in which guests read MSR 0x8b and the policy refused it.
 fn summary(vms: &str, reads: &str, accesses: &str) -> String {
     format!(
         "msrgate: guest.toml guarded {vms}, and refused {accesses}\n  {reads} of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4, first by vCPU 0 after "
     )
 }
 
-/// Waits until a file ends with a line feed, and returns its text.
+/// Waits until a file in the lab ends with a line feed, and returns its text.
 fn text_of(lab: &Lab, name: &str) -> String {
     for _ in 0..400 {
         let text = fs::read_to_string(lab.path(name)).unwrap_or_default();
@@ -27,7 +27,7 @@ fn text_of(lab: &Lab, name: &str) -> String {
 }
 
 #[test]
-fn summary_of_script_has_all_its_vmms() {
+fn summary_after_script_covers_all_vmms_that_script_started() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -42,9 +42,10 @@ fn summary_of_script_has_all_its_vmms() {
     lab.assert_no_page_is_left();
 }
 
-/// The process IDs in the state page mean other processes outside of the namespace, or none.
+/// The summary is printed after a VMM in a PID namespace, although the process IDs in the state page are not
+/// those that the watcher sees.
 #[test]
-fn summary_of_vmm_in_pid_namespace_is_printed() {
+fn summary_is_printed_after_vmm_in_another_pid_namespace() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -74,7 +75,8 @@ fn summary_of_vmm_in_pid_namespace_is_printed() {
     lab.assert_no_page_is_left();
 }
 
-/// The VMM reads its MSR after its starter has ended, and the starter's caller has seen the end of standard error.
+/// A shell script that starts a VMM in the background and ends. The VMM's guest makes its access only later,
+/// when the test writes to the named pipe `go`.
 const LATER: &str = "(read go <go; $0 >console) >/dev/null 2>&1 & true";
 
 fn later(lab: &Lab) {
@@ -83,7 +85,7 @@ fn later(lab: &Lab) {
 }
 
 #[test]
-fn summary_file_has_what_was_refused_in_the_background() {
+fn summary_file_has_accesses_refused_after_first_process_of_run_ended() {
     for options in [
         &["--summary", "summary"][..],
         &["--summary", "summary", "--fail-open"],
@@ -107,9 +109,9 @@ fn summary_file_has_what_was_refused_in_the_background() {
     }
 }
 
-/// A VMM may emulate without KVM, which only the file of `--summary` says.
+/// After a run in which no VM was made, only the file of `--summary` says so. Standard error stays empty.
 #[test]
-fn summary_file_of_run_without_vm_says_so() {
+fn summary_file_after_run_without_vm_says_that_no_vm_was_guarded() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -124,7 +126,7 @@ fn summary_file_of_run_without_vm_says_so() {
 }
 
 #[test]
-fn events_without_door_are_written_until_last_process_ends() {
+fn events_under_fail_open_are_written_until_last_process_of_run_ends() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -140,9 +142,10 @@ fn events_without_door_are_written_until_last_process_ends() {
     lab.assert_no_page_is_left();
 }
 
-/// A file has no reader who waits for its end.
+/// If standard error is a file, it gets the summary when the VMM in the background has ended, and not when
+/// the first process ends.
 #[test]
-fn standard_error_that_is_file_gets_summary_of_background() {
+fn standard_error_that_is_a_file_gets_summary_after_background_vmm_ended() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -162,10 +165,11 @@ fn standard_error_that_is_file_gets_summary_of_background() {
     );
 }
 
-/// When the first process ends, the other one has no state page for a while: it runs a program that does not load the
-/// library.
+/// When the first process ends, the other process of the run is a program without the library, so no process
+/// has the state page mapped. The summary in the file still has the access of the VMM that this process
+/// starts later.
 #[test]
-fn standard_error_that_is_file_gets_summary_of_process_that_had_no_page() {
+fn standard_error_that_is_a_file_gets_summary_of_vmm_that_starts_after_first_process() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -192,9 +196,9 @@ fn standard_error_that_is_file_gets_summary_of_process_that_had_no_page() {
     );
 }
 
-/// `/dev/full` takes no byte, as a full disk.
+/// If the summary cannot be written to the file of `--summary`, here `/dev/full`, standard error says so.
 #[test]
-fn summary_file_on_full_disk_is_told_on_standard_error() {
+fn error_of_writing_summary_file_is_reported_on_standard_error() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -204,9 +208,10 @@ fn summary_file_on_full_disk_is_told_on_standard_error() {
     assert_eq!((&*ran.out, &*ran.err, ran.status), ("!\n", told, 0));
 }
 
-/// The guest reads 0x8b, which the policy refuses in silence. A summary lists what its reader may want to allow.
+/// The policy refuses a read of 0x8b with `log = "none"`. The summary counts the refused read, but does not
+/// list it.
 #[test]
-fn refusal_without_log_is_counted_and_not_listed() {
+fn summary_counts_but_does_not_list_access_refused_with_log_none() {
     let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow', log = 'none' }\n";
     for (options, end) in [
         (
@@ -228,9 +233,10 @@ fn refusal_without_log_is_counted_and_not_listed() {
     }
 }
 
-/// A VM that KVM makes and that the policy cannot be put into is not given to the VMM.
+/// If the policy cannot be installed in a VM, the VMM does not get the VM, and the summary does not count
+/// it.
 #[test]
-fn summary_counts_only_vms_in_force() {
+fn summary_counts_only_vms_in_which_policy_was_installed() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -246,7 +252,7 @@ fn summary_counts_only_vms_in_force() {
 }
 
 #[test]
-fn logged_access_is_in_events_and_summary() {
+fn allowed_access_that_policy_logs_is_in_events_file_and_in_summary() {
     let Some(lab) = Lab::with_kvm(LOGS) else {
         return;
     };
@@ -265,7 +271,7 @@ fn logged_access_is_in_events_and_summary() {
 }
 
 #[test]
-fn policy_from_standard_input_is_called_so() {
+fn summary_calls_policy_from_standard_input_standard_input() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -279,9 +285,10 @@ fn policy_from_standard_input_is_called_so() {
     assert!(ran.err.starts_with(wanted), "{}", ran.err);
 }
 
-/// The watcher of a run was killed: nobody removes its state page but the next run.
+/// After a run's watcher was killed, the next run removes the state page that the earlier run left. The run
+/// removes neither a state page in use nor another file.
 #[test]
-fn next_run_removes_pages_of_killed_watchers_and_no_other_file() {
+fn run_removes_unused_state_pages_of_earlier_runs_and_no_other_file() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -306,9 +313,10 @@ fn next_run_removes_pages_of_killed_watchers_and_no_other_file() {
     drop(used);
 }
 
-/// The page is the VMM's to write: a guest that controls the VMM can destroy it, but not unnoticed.
+/// The VMM can write the state page, so a guest that controls the VMM can destroy it. A message at the end
+/// of the run says that the page was damaged.
 #[test]
-fn page_that_vmm_has_damaged_is_told() {
+fn message_after_run_says_if_vmm_damaged_state_page() {
     let zeros = "dd conv=notrunc status=none bs=8 count=1 if=/dev/zero of=";
     for damage in ["truncate -s 0 ", "truncate -s 4096 ", zeros] {
         let Some(lab) = Lab::with_kvm(DENIES) else {

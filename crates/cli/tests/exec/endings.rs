@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::lab::{ALLOWS, DENIES, LOGS, Lab, Ran, ran};
 
-/// Returns the result of `endings WHAT` under a policy.
+/// Runs the test VMM `endings` with the argument `what` under a policy, and returns its output and exit status.
 fn endings(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("endings.c", &[]);
@@ -14,9 +14,10 @@ fn endings(policy: &str, what: &str) -> Option<Ran> {
     Some(ran)
 }
 
-/// The C library ends a process with status 0 when its last thread ends. The library's own threads do not count.
+/// The main thread of the VMM ends by `pthread_exit`. The process still ends with status 0 when the last of
+/// the VMM's threads ends, as without `exec`, although msrgate's helper thread goes on.
 #[test]
-fn process_whose_main_thread_has_ended_ends_with_its_last_thread() {
+fn process_whose_main_thread_called_pthread_exit_ends_with_last_thread_of_vmm() {
     for what in ["main-ends", "main-ends-first", "child-ends"] {
         let Some(lab) = Lab::with_kvm(ALLOWS) else {
             return;
@@ -36,7 +37,7 @@ fn process_whose_main_thread_has_ended_ends_with_its_last_thread() {
 }
 
 #[test]
-fn signal_ends_a_process_whose_main_thread_has_ended() {
+fn sigterm_ends_vmm_whose_main_thread_called_pthread_exit() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -60,7 +61,7 @@ fn signal_ends_a_process_whose_main_thread_has_ended() {
 }
 
 #[test]
-fn child_forked_while_other_threads_make_vms_makes_a_vm() {
+fn child_forked_while_other_threads_make_vms_can_make_guarded_vm() {
     for policy in [DENIES, LOGS] {
         let Some(ran) = endings(policy, "forks-while-making") else {
             return;
@@ -70,9 +71,10 @@ fn child_forked_while_other_threads_make_vms_makes_a_vm() {
     }
 }
 
-/// A VMM may set a seccomp filter for all threads, the library's too. It then has no VM, or the process ends.
+/// The VMM sets a seccomp filter for all its threads, which forbids the library's helper thread a system
+/// call. The VMM then gets no VM, or the process ends: no guest runs without the policy.
 #[test]
-fn seccomp_filter_for_all_threads_fails_closed() {
+fn seccomp_filter_that_stops_helper_thread_leaves_no_guest_without_policy() {
     let refused = "msrgate: the policy cannot be put into the VM: ";
     let Some(ran) = endings(DENIES, "forbidden-by-error") else {
         return;
@@ -115,9 +117,10 @@ fn seccomp_filter_for_all_threads_fails_closed() {
     );
 }
 
-/// A process with two threads may not do this: the guide says so.
+/// The kernel refuses a new user namespace to a process with several threads. After the first KVM request
+/// the library's helper thread is a second thread.
 #[test]
-fn user_namespace_after_the_first_request_is_refused_by_the_kernel() {
+fn unshare_of_user_namespace_fails_with_einval_after_first_kvm_request() {
     let Some(ran) = endings(ALLOWS, "unshares") else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Tests of `--events`: the file has each refusal, or a number of those that it lacks.
+//! Tests of `--events`: the file has an event for each refused access, or says how many events are missing.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
 
-/// The number of refused reads of `refused many`, below the limit of a second.
+/// The number of refused reads that the VMM `refused many` makes. The number is below the limit on events
+/// per second.
 const MANY: u64 = 900;
 
-/// The content of an events file.
+/// The numbers of events that a file of `--events` tells of.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Told {
     events: u64,
@@ -23,7 +24,7 @@ struct Told {
     dropped: u64,
 }
 
-/// Counts what the lines tell. Each is a whole object.
+/// Counts the events that a file of `--events` tells of. Asserts that each line is a whole JSON object.
 fn told(text: &str) -> Told {
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
     let mut told = Told::default();
@@ -42,7 +43,7 @@ fn told(text: &str) -> Told {
     told
 }
 
-/// Returns the number before ` events are missing in FILE`.
+/// Returns the number in the message `N events are missing in FILE` on standard error.
 fn missing(ran: &Ran, file: &str, why: &str) -> u64 {
     let tail = format!(" events are missing in {file}: {why}");
     let line = ran.err.lines().find(|line| line.contains(&tail));
@@ -54,7 +55,7 @@ fn missing(ran: &Ran, file: &str, why: &str) -> u64 {
 }
 
 #[test]
-fn events_on_full_disk_are_whole_lines_and_rest_is_counted() {
+fn events_file_on_full_disk_has_whole_lines_and_message_counts_missing_events() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -74,7 +75,7 @@ fn events_on_full_disk_are_whole_lines_and_rest_is_counted() {
 }
 
 #[test]
-fn stalled_reader_of_events_delays_nothing_and_rest_is_counted() {
+fn stalled_reader_of_events_pipe_does_not_delay_vmm_and_lost_events_are_counted() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -97,7 +98,7 @@ fn stalled_reader_of_events_delays_nothing_and_rest_is_counted() {
 }
 
 #[test]
-fn killed_access_is_an_event() {
+fn access_with_action_kill_is_written_to_events_file() {
     let Some(lab) = Lab::with_kvm(KILLS) else {
         return;
     };
@@ -111,7 +112,7 @@ fn killed_access_is_an_event() {
 }
 
 #[test]
-fn events_of_vmm_that_crashes_are_complete() {
+fn events_file_of_vmm_that_crashes_has_event_for_every_refused_access() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -127,9 +128,10 @@ fn events_of_vmm_that_crashes_are_complete() {
     assert_eq!(told, expected);
 }
 
-/// Twelve VMs have more events within a moment than a ring has room for. The last access is killed.
+/// Twelve VMs make more events at once than a ring has room for, and the last access ends the VMM. The file
+/// has or counts every event, and has the event of the last access.
 #[test]
-fn events_of_many_vms_at_once_do_not_overwrite_each_other() {
+fn events_of_twelve_vms_at_once_do_not_overwrite_each_other() {
     const VMS: u64 = 12;
     let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }\n0x10 = { read = 'kill', write = 'allow' }\n";
     let Some(lab) = Lab::with_kvm(policy) else {
@@ -150,9 +152,9 @@ fn events_of_many_vms_at_once_do_not_overwrite_each_other() {
     );
 }
 
-/// The file may end in a line that another program has not ended.
+/// If the file already ends in a line without a line feed, the next event begins on a line of its own.
 #[test]
-fn event_after_unfinished_line_begins_a_line() {
+fn event_is_written_on_its_own_line_after_line_without_line_feed() {
     for (before, after) in [
         ("", ""),
         ("{}\n", "{}\n"),
@@ -173,9 +175,10 @@ fn event_after_unfinished_line_begins_a_line() {
     }
 }
 
-/// The policy's entry, its default and an entry of an included file decide.
+/// An event has the file and line that decided, and the policy's digest: if an entry of the policy decides,
+/// if its default action decides, and if an entry of an included file decides.
 #[test]
-fn event_names_policy_and_digest_whatever_decides() {
+fn event_names_file_that_decided_and_policy_digest_for_entry_default_and_include() {
     let default = "policy = 1\ndefault = 'deny'\n";
     let includes = "policy = 1\ndefault = 'allow'\ninclude = ['part.toml']\n";
     for (policy, file, line) in [
@@ -206,10 +209,11 @@ fn event_names_policy_and_digest_whatever_decides() {
     }
 }
 
-/// Two vCPUs do nothing but refused reads when the VMM is killed. Each of the two may have been counted, and
-/// have no event: the events file tells of that.
+/// The VMM is killed while its two vCPUs make nothing but refused reads. The events file then tells of as
+/// many accesses as the summary counts: at most two of them, which were counted but have no event yet, are
+/// reported as dropped.
 #[test]
-fn events_of_vmm_killed_at_any_time_agree_with_state_page() {
+fn events_file_of_killed_vmm_tells_of_as_many_accesses_as_summary_counts() {
     const ROUNDS: u64 = 10;
     let seed = seed();
     let mut events = 0;

@@ -1,4 +1,4 @@
-//! Shared parts of the tests: the command with its library, policies, and VMMs.
+//! Shared parts of the tests of `exec`: the command with its library, policies, and VMMs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use msrgate_testing::host;
 use tempfile::TempDir;
 
-/// Builds the library, which no test of another package builds, and returns its path.
+/// Builds msrgate's preload library, which no other package's tests build, and returns its path.
 pub(crate) fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -26,8 +26,8 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
-/// Builds the library for VMMs of musl, and returns its path. Returns `None`, and prints why, where it or such VMMs
-/// cannot be built.
+/// Builds msrgate's preload library for VMMs that are linked against musl, and returns its path. Returns
+/// `None`, and prints why, if the library or such VMMs cannot be built on this machine.
 pub(crate) fn library_for_musl() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
@@ -60,17 +60,17 @@ pub(crate) fn library_for_musl() -> Option<&'static Path> {
     BUILT.get_or_init(build).as_deref()
 }
 
-/// A test's own folder, with a policy in it.
+/// A temporary folder for one test, with a policy in it.
 pub(crate) struct Lab {
     pub(crate) folder: TempDir,
 }
 
-/// The result of a run.
+/// The output and exit status of a command that a test has run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) out: String,
     pub(crate) err: String,
-    /// The exit status, or 128 and the signal's number.
+    /// The exit status of the process; if a signal ended the process, 128 plus the signal's number.
     pub(crate) status: i32,
 }
 
@@ -93,14 +93,14 @@ impl Lab {
         host::host().map(|_| Self::new(policy))
     }
 
-    /// Makes a lab for tests that make no VM.
+    /// Makes a lab with this policy as `guest.toml`, for tests that make no VM.
     pub(crate) fn new(policy: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("guest.toml"), policy).unwrap();
         Self { folder }
     }
 
-    /// Returns the path of a file in the folder.
+    /// Returns the path of a file in the lab's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -121,8 +121,8 @@ impl Lab {
         command
     }
 
-    /// Returns a command that runs `script` in the lab's folder, where `"$@"` is the command `exec`. `starter` runs the
-    /// shell.
+    /// Returns a command that runs `script` in the lab's folder, where `"$@"` is the command `exec`. The
+    /// words `starter` start the shell that runs the script.
     pub(crate) fn script(&self, starter: &[&str], script: &str, exec: &Command) -> Command {
         let shell = ["sh", "-c", script, "sh"];
         let mut words = starter.iter().chain(&shell);
@@ -135,12 +135,13 @@ impl Lab {
         command
     }
 
-    /// Builds a VMM of `tests/vmms`.
+    /// Builds a VMM from its source in `tests/vmms`, and returns its path.
     pub(crate) fn build(&self, name: &str, options: &[&str]) -> PathBuf {
         self.build_by("cc", name, options)
     }
 
-    /// Builds a VMM of `tests/vmms` that is linked against musl, whose compiler has no headers of the kernel.
+    /// Builds a VMM from its source in `tests/vmms` and links it against musl. The compiler for musl lacks
+    /// the kernel's headers, so the function supplies them.
     pub(crate) fn build_for_musl(&self, name: &str) -> PathBuf {
         let kernel = ["/usr/include", "/usr/include/x86_64-linux-gnu"];
         let options = kernel.map(|folder| ["-idirafter", folder]);
@@ -159,7 +160,7 @@ impl Lab {
         program
     }
 
-    /// Asserts that no state page is left once the watcher has ended.
+    /// Waits until the watcher has removed the run's state page from the lab's folder.
     pub(crate) fn assert_no_page_is_left(&self) {
         for _ in 0..200 {
             let names = fs::read_dir(self.folder.path()).unwrap();
@@ -176,7 +177,7 @@ impl Lab {
 /// Prints why a test is skipped.
 ///
 /// # Panics
-/// Panics if `MSRGATE_REQUIRE` has the word for what is missing.
+/// Panics if the environment variable `MSRGATE_REQUIRE` contains `word`, the word for what is missing.
 pub(crate) fn skip(word: &str, why: &str) {
     let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
     assert!(
@@ -186,10 +187,10 @@ pub(crate) fn skip(word: &str, why: &str) {
     host::say(&format!("SKIPPED: {why}"));
 }
 
-/// The words that start a program in a mount namespace.
+/// The command line, without the program, that starts a program in a mount namespace of its own.
 pub(crate) const MOUNTS: &[&str] = &["unshare", "--user", "--map-root-user", "--mount"];
 
-/// Returns true if this starter starts programs here.
+/// Returns true if these words, such as [`MOUNTS`], can start a program on this machine.
 pub(crate) fn starts(words: &[&str]) -> bool {
     let (program, options) = words.split_first().unwrap();
     let made = Command::new(program).args(options).arg("true").output();
@@ -200,12 +201,13 @@ pub(crate) fn starts(words: &[&str]) -> bool {
     does
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, and returns its output and exit status.
 pub(crate) fn ran(command: &mut Command) -> Ran {
     command.output().unwrap().into()
 }
 
-/// Policies about MSR 0x8b, which all guests of these tests read.
+/// A policy that allows every access. The policies below differ from this one only in MSR 0x8b, which the
+/// guests of these tests read.
 pub(crate) const ALLOWS: &str = "policy = 1\ndefault = 'allow'\n";
 pub(crate) const DENIES: &str =
     "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }\n";

@@ -35,9 +35,10 @@ fn msrgate(lab: &Lab, arguments: &[&str]) -> Ran {
     ran(command.env("NO_COLOR", "1"))
 }
 
-/// QEMU's firmware runs before the boot sector does. MSR 0x35 is QEMU's, which learning does not change.
+/// `learn` writes a policy from a run of QEMU. Under that policy the guest prints the same as before, and no
+/// access is refused. A second run adds nothing to the policy.
 #[test]
-fn learnt_policy_lets_guest_run_as_before() {
+fn qemu_guest_runs_under_learnt_policy_as_without_policy() {
     for guest in qemu::labs(DENIES_ALL) {
         let run = |mut command: Command, console: &str| {
             qemu::machine(command.arg(&guest.qemu), &format!("file:{console}"));
@@ -80,9 +81,10 @@ fn write_quiet_sector(guest: &qemu::Guest) {
     fs::write(guest.path("sector"), sector).unwrap();
 }
 
-/// The shipped policy has all that learning sees of the firmware, and the boot sector does nothing.
+/// The shipped policy `seabios` refuses no access of QEMU's firmware, and allows all that `learn` finds in a
+/// run of the firmware.
 #[test]
-fn seabios_policy_refuses_nothing_of_firmware() {
+fn shipped_policy_seabios_refuses_no_access_of_qemu_firmware() {
     for guest in qemu::labs(DENIES_ALL) {
         write_quiet_sector(&guest);
         let policy = msrgate(&guest, &["policies", "seabios"]).out;
@@ -234,7 +236,7 @@ const FIRMWARE: [&str; 7] = [
 ];
 
 #[test]
-fn learn_writes_policy_of_firmware_that_a_time_or_a_signal_ends() {
+fn learn_writes_policy_after_until_time_or_signal_ended_qemu() {
     for guest in qemu::labs(DENIES_ALL) {
         let read = |name: &str| fs::read_to_string(guest.path(name)).unwrap();
         let mut timed = learn(&guest, &["-o", "timed.toml", "--until", "4s"]);
@@ -262,7 +264,7 @@ fn learn_writes_policy_of_firmware_that_a_time_or_a_signal_ends() {
 }
 
 #[test]
-fn learn_passes_signals_and_status_on_and_waits_for_a_text() {
+fn learn_passes_signals_to_vmm_returns_its_status_and_ends_it_at_until_text() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };
@@ -302,9 +304,10 @@ fn learn_passes_signals_and_status_on_and_waits_for_a_text() {
     assert_eq!(waited.status, 6, "{}", waited.err);
 }
 
-/// The shell's child goes on in a session of its own, as a VMM with `-daemonize` does.
+/// The VMM goes on in the background in a session of its own, as QEMU with `-daemonize` does. `learn` still
+/// ends it at a signal, and when the time of `--until` is over.
 #[test]
-fn learn_ends_vmm_in_background_by_signal_and_by_time() {
+fn learn_ends_vmm_in_background_after_signal_and_after_until_time() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };
@@ -345,7 +348,7 @@ fn learn_ends_vmm_in_background_by_signal_and_by_time() {
 }
 
 #[test]
-fn learn_that_is_killed_leaves_no_file() {
+fn learn_that_is_killed_writes_no_policy_file() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };
@@ -361,7 +364,7 @@ fn learn_that_is_killed_leaves_no_file() {
 }
 
 #[test]
-fn learn_refuses_to_replace_a_file_and_a_vmm_that_does_not_exist() {
+fn learn_fails_if_output_file_exists_or_vmm_does_not_exist() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };
@@ -377,9 +380,10 @@ fn learn_refuses_to_replace_a_file_and_a_vmm_that_does_not_exist() {
     assert!(!lab.path("new.toml").exists());
 }
 
-/// A damaged page is not a killed watcher: its VMM, or the guest that controls it, has written over what was seen.
+/// The VMM, or a guest that controls it, has overwritten the state page. `learn` then says that the VMM has
+/// damaged the page, and writes no policy.
 #[test]
-fn page_that_vmm_has_damaged_is_told_and_no_policy_is_written() {
+fn learn_writes_no_policy_and_says_why_if_vmm_damaged_state_page() {
     for size in ["0", "4096"] {
         let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
             return;
@@ -448,9 +452,10 @@ fn vmm_that_goes_past_the_library_gets_no_vm_and_learn_exits_with_125() {
     assert!(!lab.path("learnt.toml").exists());
 }
 
-/// The run may have taken hours, so what it showed is not lost with the policy that it was to be added to.
+/// The policy of `--merge` was made invalid during the run. `learn` then prints the learnt policy to
+/// standard error, because the run may have taken hours.
 #[test]
-fn run_is_shown_if_policy_to_add_to_cannot_be_used_at_its_end() {
+fn learn_prints_learnt_policy_if_policy_to_merge_is_invalid_after_run() {
     let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
         return;
     };

@@ -1,10 +1,11 @@
-//! A test of the crates that the library brings into a VMM.
+//! A test of the crates that msrgate's library brings into a VMM.
 
 use std::process::Command;
 
-/// A VMM gets the gate and programs: no language, no JSON, no logging framework.
+/// The library links the crates of the gate and of compiled programs, but not those of the policy language,
+/// of JSON or of a logging framework.
 #[test]
-fn library_links_neither_language_nor_json() {
+fn preload_library_links_no_crate_of_policy_language_json_or_logging() {
     let mut tree = Command::new(env!("CARGO"));
     tree.args([
         "tree",

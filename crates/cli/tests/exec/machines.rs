@@ -1,5 +1,5 @@
-//! Tests of QEMU with machines of other kinds than the boot sector's of `qemu`: two processors, resets, and options of
-//! newer versions.
+//! Tests of QEMU with two processors, with resets of the machine, and with accelerator options that only
+//! newer versions of QEMU have.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,8 +9,8 @@ use std::process::Command;
 use crate::lab::{DENIES, Ran, library, ran, skip};
 use crate::qemu::{DONE, Guest, hardware, labs, machine};
 
-/// The boot sector for two processors. The first one starts the second by the x2APIC and waits for it. Each writes its
-/// number to port 0xe9, reads 0x8b, and writes `.`, or `!` after a #GP.
+/// The boot sector for two processors. The first processor starts the second by the x2APIC and waits for it.
+/// Each processor writes its number to port 0xe9, reads MSR 0x8b, and writes `.`, or `!` after a #GP.
 const TWO: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax
@@ -50,8 +50,8 @@ const TWO: &[u8] = &[
     0x5d, 0xcf, // pop bp; iret
 ];
 
-/// The boot sector that reads 0x8b once, writes `.` or `!` and a line feed, and resets the machine twice. It counts in the
-/// CMOS's memory, which is the same after a reset.
+/// The boot sector that reads MSR 0x8b once, writes `.`, or `!` after a #GP, and a line feed, and resets the
+/// machine twice. The boot sector counts the resets in the CMOS memory, which a reset does not clear.
 const RESETS: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax
@@ -73,7 +73,7 @@ const RESETS: &[u8] = &[
     0x5d, 0xcf, // pop bp; iret
 ];
 
-/// Gives a guest another boot sector.
+/// Replaces the boot sector of a guest.
 fn write_sector(guest: &Guest, code: &[u8]) {
     let mut sector = code.to_vec();
     sector.resize(510, 0);
@@ -81,8 +81,8 @@ fn write_sector(guest: &Guest, code: &[u8]) {
     fs::write(guest.path("sector"), sector).unwrap();
 }
 
-/// Returns the run of a machine without `exec`, and the one with it. QEMU takes a second `-accel` only if the first one
-/// fails.
+/// Runs QEMU without `exec` and then with it, and returns both results. QEMU uses a second `-accel` only if
+/// the first one fails.
 fn both(guest: &Guest, options: &[&str], accelerator: &str, more: &[&str]) -> [Ran; 2] {
     let plain = Command::new(&guest.qemu);
     let mut guarded = guest.exec(options);
@@ -95,7 +95,7 @@ fn both(guest: &Guest, options: &[&str], accelerator: &str, more: &[&str]) -> [R
 }
 
 #[test]
-fn read_by_second_processor_is_refused() {
+fn policy_refuses_read_by_second_vcpu_of_qemu_machine() {
     for guest in labs(DENIES) {
         write_sector(&guest, TWO);
         let options = ["--quiet", "--events", "events"];
@@ -115,7 +115,7 @@ fn read_by_second_processor_is_refused() {
 const REBOOTS: [&str; 2] = ["-action", "reboot=reset"];
 
 #[test]
-fn machine_is_guarded_after_each_reset() {
+fn policy_is_in_force_after_each_reset_of_qemu_machine() {
     for guest in labs(DENIES) {
         write_sector(&guest, RESETS);
         let [plain, guarded] = both(&guest, &[], "kvm", &REBOOTS);
@@ -126,7 +126,8 @@ fn machine_is_guarded_after_each_reset() {
     }
 }
 
-/// Returns true if QEMU runs here with an option of its accelerator, and prints otherwise why it does not.
+/// Returns true if QEMU ran with this option of its accelerator, according to the result `plain`. Otherwise
+/// prints why it did not run.
 fn runs_with(guest: &Guest, option: &str, plain: &Ran) -> bool {
     let runs = plain.status == DONE;
     if !runs {
@@ -137,9 +138,10 @@ fn runs_with(guest: &Guest, option: &str, plain: &Ran) -> bool {
     runs
 }
 
-/// At each reset QEMU closes its VM and makes a new one.
+/// With the option `x-change-vmfd-on-reset`, QEMU closes its VM and makes a new one at each reset. The
+/// policy is in force in each VM.
 #[test]
-fn vm_that_qemu_makes_at_reset_is_guarded() {
+fn policy_is_in_force_in_new_vm_that_qemu_makes_at_each_reset() {
     for guest in labs(DENIES) {
         write_sector(&guest, RESETS);
         let option = "x-change-vmfd-on-reset";
@@ -155,9 +157,10 @@ fn vm_that_qemu_makes_at_reset_is_guarded() {
     }
 }
 
-/// QEMU then has a filter of its own for five registers, which it sets one by one.
+/// With `rapl=on`, QEMU sets an MSR filter of its own for five registers, one after another. The policy is
+/// still in force.
 #[test]
-fn qemu_with_rapl_is_guarded() {
+fn policy_is_in_force_while_qemu_sets_its_own_msr_filter_for_rapl() {
     for guest in labs(DENIES) {
         let [plain, guarded] = both(&guest, &[], "kvm,rapl=on", &[]);
         if runs_with(&guest, "rapl", &plain) {
@@ -167,9 +170,10 @@ fn qemu_with_rapl_is_guarded() {
     }
 }
 
-/// A daemon keeps the descriptor by which its processes find the library.
+/// The library is in a file in memory, which processes find by an inherited descriptor. QEMU with
+/// `-daemonize` keeps that descriptor, and is guarded.
 #[test]
-fn daemon_with_library_in_memory_is_guarded() {
+fn qemu_daemon_is_guarded_if_library_is_in_memory_file() {
     let memory = rustix::fs::memfd_create("library", rustix::fs::MemfdFlags::empty()).unwrap();
     let mut memory = fs::File::from(memory);
     memory.write_all(&fs::read(library()).unwrap()).unwrap();

@@ -1,11 +1,11 @@
-//! Tests of `msrgate exec` with VMMs that are dynamically linked against musl: they load msrgate's
-//! library for musl.
+//! Tests of `msrgate exec` with VMMs that are dynamically linked against musl and load the build of
+//! msrgate's library for musl.
 
 use std::process::Command;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, library, library_for_musl, ran};
 
-/// Returns the output of a small VMM of musl, and its exit status.
+/// Returns the output and the exit status of a VMM that is linked against musl, under a policy.
 fn guarded(policy: &str, vmm: &str, what: &[&str]) -> Option<(String, i32)> {
     let preload = library_for_musl()?;
     let lab = Lab::with_kvm(policy)?;
@@ -17,7 +17,7 @@ fn guarded(policy: &str, vmm: &str, what: &[&str]) -> Option<(String, i32)> {
 }
 
 #[test]
-fn vmm_of_musl_under_seccomp_is_guarded() {
+fn policy_takes_effect_in_musl_vmm_whose_seccomp_filter_allows_few_calls() {
     for (policy, shown) in [
         (ALLOWS, ".\n"),
         (DENIES, "!\n"),
@@ -38,7 +38,7 @@ fn vmm_of_musl_under_seccomp_is_guarded() {
 }
 
 #[test]
-fn awkward_vmm_of_musl_is_guarded() {
+fn musl_vmms_that_kick_fork_and_exchange_descriptors_are_guarded() {
     let reboots = "!\n".repeat(10) + "same numbers 10 of 10, more files 0, more threads 0\n";
     for (policy, vmm, what, shown) in [
         (DENIES, "awkward.c", "reboots", &*reboots),
@@ -60,9 +60,10 @@ fn awkward_vmm_of_musl_is_guarded() {
     }
 }
 
-/// The dynamic linker of each C library would print lines of its own, and go on or exit with 127.
+/// `exec` refuses a library of msrgate that was built for another C library than the VMM's, and says which
+/// library to name.
 #[test]
-fn library_for_another_c_library_is_refused() {
+fn exec_refuses_preload_library_built_for_another_c_library_than_vmm() {
     let Some(for_musl) = library_for_musl() else {
         return;
     };
@@ -89,7 +90,7 @@ fn library_for_another_c_library_is_refused() {
 }
 
 #[test]
-fn library_beside_the_command_is_chosen_by_the_vmm() {
+fn exec_chooses_preload_library_beside_command_by_c_library_of_vmm() {
     if library_for_musl().is_none() {
         return;
     }
@@ -103,9 +104,10 @@ fn library_beside_the_command_is_chosen_by_the_vmm() {
     }
 }
 
-/// The library needs the VMM's C library by the name that each musl answers to, and nothing of glibc.
+/// The library for musl exports `ioctl` and `close`, and depends only on `libc.so`, the name by which every
+/// musl is found.
 #[test]
-fn library_for_musl_exports_two_functions_and_needs_only_musl() {
+fn preload_library_for_musl_exports_ioctl_and_close_and_needs_only_musl() {
     let Some(library) = library_for_musl() else {
         return;
     };

@@ -1,10 +1,11 @@
-//! Tests of what a VMM should not notice of the library: on its threads, in the vCPU's pages, and in its children.
+//! Tests that a VMM does not notice msrgate's library: on the VMM's threads, in its vCPUs' `kvm_run` pages,
+//! and in its child processes.
 
 use std::process::Command;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, LOGS, Lab, Ran, ran, skip};
 
-/// Returns the result of `notices WHAT` under a policy.
+/// Runs the test VMM `notices` with the argument `what` under a policy, and returns its output and exit status.
 fn notices(policy: &str, what: &str) -> Option<Ran> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("notices.c", &[]);
@@ -13,27 +14,28 @@ fn notices(policy: &str, what: &str) -> Option<Ran> {
     Some(ran)
 }
 
-/// Returns the output of `notices WHAT`, if that ended well.
+/// Runs the test VMM `notices` with the argument `what` under a policy, and returns its output. Asserts that
+/// the VMM ended with status 0 and without a message.
 fn shown(policy: &str, what: &str) -> Option<String> {
     let ran = notices(policy, what)?;
     assert_eq!((&*ran.err, ran.status), ("", 0), "{what}\n{}", ran.out);
     Some(ran.out)
 }
 
-/// Returns the output of `notices WHAT` without `exec`.
+/// Runs the test VMM `notices` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("notices.c", &[]);
     Some(ran(Command::new(vmm).arg(what)).out)
 }
 
-/// The value that KVM gives a guest whose VMM has set none.
+/// A policy that answers reads of MSR 0x8b with 0, the value that KVM gives if the VMM has set none.
 const ZERO: &str =
     "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = { value = 0 }, write = 'allow' }\n";
 const LOGS_ALL: &str = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
 
 #[test]
-fn close_allocates_nothing_and_makes_no_call_but_to_wake_the_helper() {
+fn close_function_of_library_allocates_no_memory_and_only_wakes_helper_thread() {
     let Some(shown) = shown(DENIES, "closes") else {
         return;
     };
@@ -41,9 +43,10 @@ fn close_allocates_nothing_and_makes_no_call_but_to_wake_the_helper() {
     assert_eq!(shown, lines + "closed 40, allocations 0\n");
 }
 
-/// The last user of a VM is a thread that may neither close descriptors nor unmap pages.
+/// A VM is closed while another thread makes a request of it. The helper thread then drops the VM, because
+/// seccomp forbids the other thread to close descriptors and unmap pages.
 #[test]
-fn vm_closed_during_a_request_is_dropped_by_the_helper() {
+fn vm_closed_during_request_of_another_thread_is_dropped_by_helper_thread() {
     for policy in [DENIES, LOGS_ALL] {
         let Some(shown) = shown(policy, "closed-while-asked") else {
             return;
@@ -52,9 +55,10 @@ fn vm_closed_during_a_request_is_dropped_by_the_helper() {
     }
 }
 
-/// The guest makes no exit after the access, by which a lost kick would be seen late.
+/// The VMM kicks a vCPU while the library binds it to its gate, or while its access waits for a new filter.
+/// `KVM_RUN` returns after each kick, although the guest makes no further exit.
 #[test]
-fn kick_while_vcpu_is_bound_or_its_access_waits_is_seen() {
+fn signal_during_binding_of_vcpu_or_wait_for_filter_makes_kvm_run_return() {
     for policy in [LOGS_ALL, ANSWERS] {
         let Some(shown) = shown(policy, "early-kicks") else {
             return;
@@ -64,7 +68,7 @@ fn kick_while_vcpu_is_bound_or_its_access_waits_is_seen() {
 }
 
 #[test]
-fn guest_runs_with_the_registers_that_vmm_asks_for() {
+fn guest_runs_with_registers_that_vmm_wrote_into_kvm_run_page() {
     let Some(plain) = plain("valid-registers") else {
         return;
     };
@@ -82,7 +86,7 @@ fn guest_runs_with_the_registers_that_vmm_asks_for() {
 }
 
 #[test]
-fn mask_that_vmm_changes_while_its_guest_runs_is_in_force() {
+fn exit_reason_mask_that_vmm_changes_while_guest_runs_takes_effect() {
     for policy in [ALLOWS, LOGS, LOGS_ALL] {
         let Some(shown) = shown(policy, "mask-while-running") else {
             return;
@@ -92,9 +96,10 @@ fn mask_that_vmm_changes_while_its_guest_runs_is_in_force() {
     }
 }
 
-/// Each byte that an exit defines is the same, also where the library has answered or rewound an access before.
+/// Each byte of the vCPU's `kvm_run` page that an exit defines is the same as without a policy, even after
+/// the library has answered or rewound an access.
 #[test]
-fn pages_of_vcpu_are_those_without_policy() {
+fn kvm_run_page_after_exit_is_the_same_as_without_policy() {
     let Some(plain) = plain("whole-pages") else {
         return;
     };
@@ -115,16 +120,17 @@ fn pages_of_vcpu_are_those_without_policy() {
 }
 
 #[test]
-fn filter_on_what_is_no_vm_fails_as_without_policy() {
+fn filter_request_on_descriptor_that_is_no_vm_fails_as_without_exec() {
     let Some(plain) = plain("wrong-files") else {
         return;
     };
     assert_eq!(shown(ALLOWS, "wrong-files"), Some(plain));
 }
 
-/// While a forked child has a descriptor or a mapping of a VM, KVM keeps the VM.
+/// A forked child has none of the library's descriptors and mappings of a VM. With one of them, the child
+/// would keep the VM alive after the parent closes it.
 #[test]
-fn forked_child_has_no_descriptor_and_no_mapping_of_the_library() {
+fn forked_child_has_none_of_library_descriptors_and_mappings() {
     let Some(plain) = plain("forked") else {
         return;
     };
@@ -135,16 +141,17 @@ fn forked_child_has_no_descriptor_and_no_mapping_of_the_library() {
 }
 
 #[test]
-fn descriptor_passed_while_another_is_open_is_guarded() {
+fn vcpu_is_guarded_by_descriptor_received_from_socket_while_its_first_one_is_open() {
     let Some(shown) = shown(DENIES, "passed-while-open") else {
         return;
     };
     assert_eq!(shown, "!\n!\n");
 }
 
-/// The library cannot see a descriptor that is in a socket only. Its vCPU never runs without the policy.
+/// The VMM sends the only descriptor of a vCPU through a socket, where the library cannot see it. When the
+/// vCPU runs, the library ends the VMM.
 #[test]
-fn vcpu_whose_only_descriptor_was_in_a_socket_ends_vmm() {
+fn vmm_is_ended_if_only_descriptor_of_running_vcpu_passed_through_socket() {
     let Some(ran) = notices(DENIES, "passed-alone") else {
         return;
     };
@@ -157,7 +164,7 @@ fn vcpu_whose_only_descriptor_was_in_a_socket_ends_vmm() {
 }
 
 #[test]
-fn vm_with_descriptor_beyond_65535_is_refused_in_one_sentence() {
+fn vm_with_descriptor_number_above_65535_is_refused_with_one_line_of_message() {
     let Some(ran) = notices(ALLOWS, "high-numbers") else {
         return;
     };

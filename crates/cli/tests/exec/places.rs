@@ -1,5 +1,5 @@
-//! Tests of the folders and files that `exec` needs: where it looks for the library, and what it says of a disk that is
-//! full, read-only or not for programs.
+//! Tests of the folders and files that `exec` needs: the places where it looks for the library, and its
+//! messages about a disk that is full, read-only or mounted `noexec`.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::lab::{ALLOWS, DENIES, Lab, MOUNTS, library, ran, starts};
 use crate::refused::refused;
 
-/// Returns a link of the command in the folder `bin` of a lab, where no library is.
+/// Returns the command `msrgate` as a hard link in the folder `bin` of a lab. No library is beside it.
 pub(crate) fn installed(lab: &Lab) -> Command {
     let folder = lab.path("bin");
     fs::create_dir_all(&folder).unwrap();
@@ -24,11 +24,11 @@ pub(crate) fn installed(lab: &Lab) -> Command {
     command
 }
 
-/// The arguments by which the command prints the library's path.
+/// The arguments of a run whose VMM is a shell that prints the path of the library that `exec` has chosen.
 const SHOWS_LIBRARY: [&str; 6] = ["exec", "guest.toml", "--", "sh", "-c", "echo $LD_PRELOAD"];
 
 #[test]
-fn library_is_found_by_variable_then_installed_then_beside_command() {
+fn library_is_found_by_variable_or_else_in_lib_msrgate_or_else_beside_command() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -54,9 +54,10 @@ fn library_is_found_by_variable_then_installed_then_beside_command() {
     }
 }
 
-/// The dynamic linker then says so, and goes on without the library.
+/// If the library's file is removed before the VMM starts, the dynamic linker starts the VMM without it. The
+/// VMM then gets no VM.
 #[test]
-fn library_that_is_gone_when_vmm_starts_leaves_no_way_to_vm() {
+fn vmm_gets_no_vm_if_library_file_was_removed_before_vmm_starts() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -73,7 +74,7 @@ fn library_that_is_gone_when_vmm_starts_leaves_no_way_to_vm() {
 }
 
 #[test]
-fn exec_needs_no_home_and_no_folder_to_write() {
+fn exec_works_without_home_variable_and_in_read_only_working_folder() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -90,9 +91,10 @@ fn exec_needs_no_home_and_no_folder_to_write() {
     assert!(ran.err.contains("refused 1 access"), "{}", ran.err);
 }
 
-/// Without a folder the state page is in memory, and the VMM inherits it.
+/// If no folder for the state page can be written, the page is in a file in memory, which the VMM inherits,
+/// and the run works.
 #[test]
-fn state_page_without_a_folder_is_in_memory() {
+fn state_page_is_in_memory_file_if_no_folder_can_be_written() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -123,7 +125,7 @@ fn state_page_without_a_folder_is_in_memory() {
 }
 
 #[test]
-fn full_or_read_only_disk_under_state_page_is_refused() {
+fn exec_exits_125_if_disk_for_state_page_is_full_or_read_only() {
     if Lab::with_kvm(ALLOWS).is_none() || !starts(MOUNTS) {
         return;
     }
@@ -148,9 +150,10 @@ fn full_or_read_only_disk_under_state_page_is_refused() {
     }
 }
 
-/// The kernel would end the command by SIGXFSZ.
+/// If the state page would exceed the limit of file sizes, `exec` says so, exits with 125, and is not ended
+/// by SIGXFSZ.
 #[test]
-fn state_page_beyond_limit_of_file_size_is_refused() {
+fn exec_exits_125_if_state_page_exceeds_limit_of_file_size() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -164,9 +167,9 @@ fn state_page_beyond_limit_of_file_size_is_refused() {
     assert_eq!(status, 125);
 }
 
-/// The umask takes from the owner of a new file the right to open it.
+/// The state page's file has the mode 600 even under a umask of 777, so that the library can open the file.
 #[test]
-fn state_page_under_any_umask_can_be_opened() {
+fn state_page_file_has_mode_600_under_umask_777() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -176,8 +179,9 @@ fn state_page_under_any_umask_can_be_opened() {
     assert_eq!((&*ran.out, ran.status), ("600\n", 0), "{}", ran.err);
 }
 
-/// Returns a script that runs the command `"$@"` as a user without other processes, whose state pages go into `pages`. The
-/// limit of processes does not hold for root, and counts the user's processes of other tests, too.
+/// Returns a script that runs the command `"$@"` as a user who has no other processes. State pages go into
+/// the folder `pages`. A test of the limit of processes needs such a user: the limit does not hold for root,
+/// and it counts all processes of the user.
 fn as_user(user: u32, limit: &str) -> String {
     format!(
         "mkdir -p dev pages; chmod 755 .; mount -t tmpfs none dev && mknod dev/kvm c 10 232 && chmod 666 dev/kvm && mount --bind dev/kvm /dev/kvm && chown {user} pages && export MSRGATE_STATE_DIR=$PWD/pages && exec setpriv --reuid={user} --regid={user} --clear-groups {limit} \"$@\""
@@ -187,7 +191,7 @@ fn as_user(user: u32, limit: &str) -> String {
 const OWN_MOUNTS: &[&str] = &["unshare", "--mount"];
 
 #[test]
-fn watcher_that_cannot_be_started_leaves_no_state_page() {
+fn exec_leaves_no_state_page_if_watcher_process_cannot_be_started() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -208,7 +212,7 @@ fn watcher_that_cannot_be_started_leaves_no_state_page() {
 }
 
 #[test]
-fn library_that_cannot_start_its_thread_says_so() {
+fn message_says_if_library_cannot_start_its_helper_thread() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -229,9 +233,10 @@ fn library_that_cannot_start_its_thread_says_so() {
     assert_ne!(ran.status, 0);
 }
 
-/// The error's own advice is for the author of a VMM.
+/// If `/sys` is not readable and the policy has `unknown`, the message tells an operator what to make
+/// readable. The message leaves out the error's own advice, which is for the author of a VMM.
 #[test]
-fn policy_on_unknown_msrs_without_sys_has_advice_for_operator() {
+fn message_about_unreadable_ignore_msrs_tells_operator_what_to_make_readable() {
     let policy = "policy = 1\ndefault = 'allow'\nunknown = { read = 0, write = 'ignore' }\n";
     let Some(lab) = Lab::with_kvm(policy) else {
         return;
@@ -253,7 +258,7 @@ fn policy_on_unknown_msrs_without_sys_has_advice_for_operator() {
 }
 
 #[test]
-fn vmm_on_noexec_file_system_has_exit_status_of_shell() {
+fn exec_exits_126_if_vmm_is_on_file_system_mounted_noexec() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -271,7 +276,7 @@ fn vmm_on_noexec_file_system_has_exit_status_of_shell() {
 }
 
 #[test]
-fn caller_who_may_not_open_kvm_is_told() {
+fn exec_exits_125_and_says_why_if_caller_may_not_open_dev_kvm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -301,9 +306,10 @@ fn caller_who_may_not_open_kvm_is_told() {
     drop(lab);
 }
 
-/// The VMM sees no `/sys`, and the library puts a policy into its VM that needs to know `kvm.ignore_msrs`.
+/// The VMM's mount namespace has no `/sys`. The library then takes the value of `kvm.ignore_msrs`, which the
+/// policy needs, from the state page.
 #[test]
-fn library_takes_what_exec_has_probed_from_state_page() {
+fn library_reads_ignore_msrs_from_state_page_if_vmm_has_no_sys() {
     let unknown = "policy = 1\ndefault = 'allow'\nunknown = 'ignore'\n";
     let Some(lab) = Lab::with_kvm(unknown) else {
         return;
@@ -320,9 +326,10 @@ fn library_takes_what_exec_has_probed_from_state_page() {
     assert_eq!((&*ran.err, ran.status), ("", 0));
 }
 
-/// `cargo build` makes the command, and the library where the command looks for it.
+/// The workspace's default members include the command and the library, so that `cargo build` puts the
+/// library beside the command.
 #[test]
-fn default_members_of_workspace_are_command_and_library() {
+fn default_members_of_workspace_include_command_and_preload_library() {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["metadata", "--no-deps", "--locked", "--format-version=1"]);
     // In the folder of a package, that package is the default.

@@ -13,8 +13,8 @@ use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran, skip};
 const QEMU: &str = "qemu-system-x86_64";
 
 /// The boot sector. For each read of 0x8b it writes `.` to port 0xe9, or `!` after a #GP; for the read of
-/// 0x35 it writes `Q`, `!` after a #GP, or `0` for the value 0. Then it ends QEMU with status 33 by port
-/// 0xf4.
+/// 0x35 it writes `Q`, `!` after a #GP, or `0` for the value 0. At last the boot sector ends QEMU with
+/// status 33 by port 0xf4.
 const SECTOR: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax
@@ -44,7 +44,7 @@ const SECTOR: &[u8] = &[
 /// QEMU's exit status after the guest has written 0x10 to port 0xf4.
 pub(crate) const DONE: i32 = 33;
 
-/// A lab for one of the QEMUs that are here.
+/// A lab for one version of QEMU that this machine has.
 pub(crate) struct Guest {
     lab: Lab,
     pub(crate) qemu: PathBuf,
@@ -58,8 +58,8 @@ impl Deref for Guest {
     }
 }
 
-/// Makes labs with this policy: for the QEMU of this machine, and for QEMU 10 if `scripts/qemu10` has fetched it. Prints
-/// which is not here, and makes no lab without KVM.
+/// Makes labs with this policy: one for the installed QEMU, and one for QEMU 10 if `scripts/qemu10` has
+/// fetched it. Prints which of them is missing. Returns no lab if the host has no KVM.
 pub(crate) fn labs(policy: &str) -> Vec<Guest> {
     let command = Path::new(env!("CARGO_BIN_EXE_msrgate"));
     let target = command.ancestors().nth(2).unwrap();
@@ -93,12 +93,12 @@ pub(crate) fn labs(policy: &str) -> Vec<Guest> {
     guests.collect()
 }
 
-/// Adds the arguments of a machine that boots the sector.
+/// Adds QEMU's arguments for a machine that boots [`SECTOR`] with KVM.
 pub(crate) fn machine(command: &mut Command, console: &str) {
     hardware(command.args(["-accel", "kvm"]), console);
 }
 
-/// Adds the arguments of a machine that boots the sector, without its accelerator.
+/// Adds QEMU's arguments for a machine that boots [`SECTOR`], without the choice of the accelerator.
 pub(crate) fn hardware(command: &mut Command, console: &str) {
     command.args(["-display", "none", "-nodefaults", "-no-reboot", "-m", "16"]);
     command.args(["-drive", "file=sector,format=raw", "-debugcon", console]);
@@ -112,7 +112,7 @@ fn boot(guest: &Guest, options: &[&str], more: &[&str]) -> Ran {
 }
 
 #[test]
-fn allowing_policy_changes_nothing_that_qemu_shows() {
+fn policy_that_allows_all_changes_no_output_and_no_status_of_qemu() {
     for lab in labs(ALLOWS) {
         let mut plain = Command::new(&lab.qemu);
         machine(plain.current_dir(lab.folder.path()), "stdio");
@@ -127,7 +127,7 @@ fn allowing_policy_changes_nothing_that_qemu_shows() {
 }
 
 #[test]
-fn denied_read_is_a_fault_and_the_summary_says_how_to_allow_it() {
+fn denied_read_is_gp_fault_in_qemu_guest_and_summary_says_how_to_allow_it() {
     for lab in labs(DENIES) {
         let ran = boot(&lab, &[], &[]);
         assert_eq!((&*ran.out, ran.status), ("!!!!!!!!Q\n", DONE));
@@ -145,7 +145,7 @@ fn denied_read_is_a_fault_and_the_summary_says_how_to_allow_it() {
 }
 
 #[test]
-fn answered_read_is_not_counted_as_refusal() {
+fn summary_counts_read_that_policy_answers_as_answered_not_refused() {
     for lab in labs(ANSWERS) {
         let ran = boot(&lab, &[], &[]);
         assert_eq!((&*ran.out, ran.status), ("........Q\n", DONE));
@@ -158,7 +158,7 @@ fn answered_read_is_not_counted_as_refusal() {
 }
 
 #[test]
-fn killed_vmm_ends_by_sigkill_and_says_why() {
+fn action_kill_ends_qemu_by_sigkill_with_message_that_says_why() {
     for lab in labs(KILLS) {
         let ran = boot(&lab, &[], &[]);
         assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
@@ -198,7 +198,7 @@ fn default_kill_ends_qemu_at_first_access_of_firmware() {
 }
 
 #[test]
-fn audit_refuses_nothing_and_records() {
+fn audit_mode_refuses_no_access_of_qemu_guest_and_writes_event_of_denied_read() {
     for policy in [DENIES, KILLS] {
         for lab in labs(policy) {
             let ran = boot(&lab, &["--audit", "--events", "events"], &[]);
@@ -224,7 +224,7 @@ fn audit_refuses_nothing_and_records() {
 }
 
 #[test]
-fn events_have_each_refusal() {
+fn events_file_has_an_event_for_each_refused_read_of_qemu_guest() {
     for lab in labs(DENIES) {
         boot(&lab, &["--events", "events", "--quiet"], &[]);
         lab.assert_no_page_is_left();
@@ -238,7 +238,7 @@ fn events_have_each_refusal() {
 }
 
 #[test]
-fn logged_access_is_let_through() {
+fn read_that_policy_allows_and_logs_succeeds_in_qemu_guest() {
     for lab in labs(LOGS) {
         let ran = boot(&lab, &[], &[]);
         assert_eq!(
@@ -250,9 +250,10 @@ fn logged_access_is_let_through() {
     }
 }
 
-/// QEMU has its own filter for 0x35. If the policy denies the access, QEMU gets no exit.
+/// QEMU's own filter asks for exits of MSR 0x35. If the policy denies the MSR, QEMU gets no exit, and the
+/// guest gets #GP.
 #[test]
-fn qemus_own_filter_answers_only_what_the_policy_allows() {
+fn msr_that_policy_denies_is_gp_fault_although_filter_of_qemu_asks_for_exit() {
     let denies =
         "policy = 1\ndefault = 'allow'\n[msrs]\n0x35 = { read = 'deny', write = 'allow' }\n";
     for lab in labs(denies) {
@@ -267,7 +268,7 @@ fn qemus_own_filter_answers_only_what_the_policy_allows() {
 }
 
 #[test]
-fn second_processor_and_sandbox_are_guarded_too() {
+fn policy_is_in_force_in_qemu_with_two_processors_and_seccomp_sandbox() {
     for lab in labs(DENIES) {
         let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
         let ran = boot(&lab, &[], &["-smp", "2", "-sandbox", sandbox]);
@@ -281,7 +282,7 @@ fn second_processor_and_sandbox_are_guarded_too() {
 }
 
 #[test]
-fn program_without_a_vm_ends_as_it_would() {
+fn qemu_that_makes_no_vm_has_same_output_and_status_as_without_exec() {
     for lab in labs(DENIES) {
         let plain = ran(Command::new(&lab.qemu).arg("-version"));
         let guarded = ran(lab.exec(&[]).arg(&lab.qemu).arg("-version"));
@@ -293,9 +294,9 @@ fn program_without_a_vm_ends_as_it_would() {
     }
 }
 
-/// QEMU then makes no VM of KVM's.
+/// QEMU with `-accel tcg` makes no VM with KVM. Its output and exit status are the same as without `exec`.
 #[test]
-fn guest_without_kvm_runs_as_it_would() {
+fn qemu_guest_under_tcg_has_same_output_and_status_as_without_exec() {
     for lab in labs(DENIES) {
         let mut plain = Command::new(&lab.qemu);
         hardware(
@@ -319,7 +320,7 @@ fn guest_without_kvm_runs_as_it_would() {
 }
 
 #[test]
-fn daemon_is_guarded_and_its_starter_goes_on() {
+fn qemu_daemon_is_guarded_and_exec_returns_when_daemon_has_started() {
     for lab in labs(DENIES) {
         let mut command = lab.exec(&["--events", "events"]);
         machine(command.arg(&lab.qemu), "file:console");
@@ -350,9 +351,10 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
     }
 }
 
-/// To learn QEMU's capabilities, libvirt starts a daemon that makes a VM without processors.
+/// libvirt finds out QEMU's capabilities by a QEMU daemon that makes a VM without vCPUs. The daemon's
+/// answers are the same under `exec`.
 #[test]
-fn libvirt_capability_probe_is_answered() {
+fn qemu_daemon_answers_capability_probe_of_libvirt_under_exec() {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::unix::net::UnixStream;
     for lab in labs(DENIES) {
@@ -396,9 +398,10 @@ fn libvirt_capability_probe_is_answered() {
     }
 }
 
-/// The firmware accesses more than the 20 kinds that the summary of another run lists.
+/// The summary in audit mode lists every kind of access that the policy would refuse, although QEMU's
+/// firmware makes more than 20 kinds, the limit in other modes.
 #[test]
-fn audit_lists_all_kinds() {
+fn summary_in_audit_mode_lists_more_than_20_kinds_of_accesses() {
     for guest in labs("policy = 1\ndefault = 'deny'\n") {
         let mut command = guest.exec(&["--audit"]);
         machine(command.arg(&guest.qemu), "file:console");

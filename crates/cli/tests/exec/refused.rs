@@ -1,5 +1,5 @@
-//! Tests of what `exec` refuses before the VMM runs: it prints one sentence, exits with a status, and leaves
-//! nothing.
+//! Tests of runs that `exec` refuses before the VMM starts: it prints one sentence, exits with a documented
+//! status, and leaves no file behind.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +8,7 @@ use std::process::Command;
 use crate::lab::{ALLOWS, Lab, MOUNTS, library, ran, starts};
 use crate::places::installed;
 
-/// Returns the one line that the command prints, and its exit status.
+/// Runs a command that is to fail, and returns the one line of its message and its exit status.
 pub(crate) fn refused(command: &mut Command) -> (String, i32) {
     let ran = ran(command);
     assert_eq!(ran.out, "");
@@ -17,7 +17,7 @@ pub(crate) fn refused(command: &mut Command) -> (String, i32) {
 }
 
 #[test]
-fn missing_or_unrunnable_vmm_has_exit_status_of_shell() {
+fn exec_exits_127_for_missing_vmm_and_126_for_vmm_that_cannot_be_executed() {
     let lab = Lab::new(ALLOWS);
     fs::write(lab.path("text"), "no program\n").unwrap();
     fs::write(lab.path("script"), "echo no interpreter\n").unwrap();
@@ -48,7 +48,7 @@ fn missing_or_unrunnable_vmm_has_exit_status_of_shell() {
 }
 
 #[test]
-fn static_vmm_is_refused_before_it_runs() {
+fn exec_exits_125_for_statically_linked_vmm_before_vmm_starts() {
     let lab = Lab::new(ALLOWS);
     for option in ["-static", "-static-pie"] {
         let vmm = lab.build("strict.c", &[option]);
@@ -60,7 +60,7 @@ fn static_vmm_is_refused_before_it_runs() {
 }
 
 #[test]
-fn vmm_of_dynamic_linker_without_library_is_refused_before_it_runs() {
+fn exec_refuses_vmm_for_whose_dynamic_linker_there_is_no_library() {
     let lab = Lab::new(ALLOWS);
     let linked = |linker: &str| lab.build("open.c", &[&format!("-Wl,--dynamic-linker={linker}")]);
     let vmm = linked("/lib/ld-other.so.1");
@@ -83,7 +83,7 @@ fn vmm_of_dynamic_linker_without_library_is_refused_before_it_runs() {
 }
 
 #[test]
-fn library_that_is_missing_or_of_another_build_is_refused() {
+fn exec_refuses_preload_library_that_is_missing_or_of_another_build() {
     let lab = Lab::new(ALLOWS);
     let (said, status) = refused(
         lab.exec(&[])
@@ -125,7 +125,8 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
     );
 }
 
-/// Returns the bytes of a library of the same version whose sources have another digest.
+/// Returns the bytes of a preload library that claims the same version as the command, but another digest of
+/// its sources.
 fn of_other_sources() -> Vec<u8> {
     let mut bytes = fs::read(library()).unwrap();
     let id = format!("msrgate-build {} ", env!("CARGO_PKG_VERSION"));
@@ -139,9 +140,10 @@ fn of_other_sources() -> Vec<u8> {
     bytes
 }
 
-/// The dynamic linker would say so in its own words, and go on without the library.
+/// The dynamic linker cannot load a library from a file system that is mounted `noexec`. `exec` refuses a
+/// run with a library on such a file system.
 #[test]
-fn library_on_noexec_file_system_is_refused() {
+fn exec_refuses_preload_library_on_file_system_mounted_noexec() {
     if !starts(MOUNTS) {
         return;
     }
@@ -158,7 +160,7 @@ fn library_on_noexec_file_system_is_refused() {
 }
 
 #[test]
-fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
+fn exec_names_action_and_line_of_policy_that_needs_gate_in_vmm() {
     for (entry, word) in [
         (
             "IA32_LSTAR = { read = 'allow', write = { mask = 0xffff } }",
@@ -200,7 +202,7 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
 }
 
 #[test]
-fn exec_exits_125_for_bad_policy_or_folder() {
+fn exec_exits_125_for_unusable_policy_or_folder_of_state_page_or_events() {
     let lab = Lab::new("policy = 1\n");
     assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
     for (policy, why) in [
@@ -233,7 +235,7 @@ fn exec_exits_125_for_bad_policy_or_folder() {
 }
 
 #[test]
-fn run_inside_of_a_run_is_refused() {
+fn exec_inside_of_another_run_of_exec_exits_125() {
     let lab = Lab::new(ALLOWS);
     let (said, status) = refused(
         lab.exec(&[])
@@ -246,10 +248,10 @@ fn run_inside_of_a_run_is_refused() {
     );
 }
 
-/// A third exported function would replace one of the VMM's, and an imported one would be a call of the
-/// library to itself.
+/// The library exports `ioctl` and `close`, and imports neither. A third exported function would replace a
+/// function of the VMM, and an imported `ioctl` or `close` would make the library call itself.
 #[test]
-fn library_exports_two_functions_and_imports_neither() {
+fn preload_library_exports_only_ioctl_and_close_and_imports_neither() {
     let output = Command::new("nm")
         .args(["-D", "--format=posix"])
         .arg(library())
@@ -269,9 +271,10 @@ fn library_exports_two_functions_and_imports_neither() {
     );
 }
 
-/// Events are appended: in a policy they would be mistakes.
+/// `exec` refuses a file of `--events` that is the policy or a file that the policy includes. Events that
+/// are appended to it would be mistakes in the policy.
 #[test]
-fn events_into_the_policy_or_its_include_are_refused() {
+fn exec_refuses_events_file_that_is_policy_or_included_by_policy() {
     let lab = Lab::new(ALLOWS);
     fs::write(lab.path("i.toml"), "policy = 1\n").unwrap();
     let text = "policy = 1\ndefault = 'allow'\ninclude = ['i.toml']\n";
@@ -290,7 +293,7 @@ fn events_into_the_policy_or_its_include_are_refused() {
     lab.assert_no_page_is_left();
 }
 
-/// Returns the names of the files in a lab, once the watcher has ended.
+/// Returns the names of all files in a lab's folder, once the watcher has ended.
 fn files(lab: &Lab) -> Vec<String> {
     lab.assert_no_page_is_left();
     let names = fs::read_dir(lab.path("")).unwrap();
@@ -301,7 +304,8 @@ fn files(lab: &Lab) -> Vec<String> {
     names
 }
 
-/// Each row is a reason for which the run does not begin: its VMM, an environment variable, and the exit status.
+/// Runs that do not begin: the VMM, an environment variable with its value, and the exit status that the run
+/// has.
 const FAILURES: &[(&str, (&str, &str), i32)] = &[
     ("./missing", ("A", "1"), 127),
     ("./text", ("A", "1"), 126),
@@ -325,7 +329,7 @@ fn make_vmms_that_fail(lab: &Lab) -> fs::File {
 }
 
 #[test]
-fn run_that_does_not_begin_leaves_no_file() {
+fn exec_that_fails_before_vmm_starts_leaves_no_new_file() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -354,7 +358,7 @@ fn run_that_does_not_begin_leaves_no_file() {
 }
 
 #[test]
-fn run_that_does_not_begin_keeps_files_that_were_there() {
+fn exec_that_fails_before_vmm_starts_keeps_existing_summary_and_events_files() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };

@@ -1,10 +1,11 @@
-//! Tests of `KVM_RUN`: single steps, `immediate_exit`, kicks, and accesses that wait for a filter.
+//! Tests of `KVM_RUN` under `exec`: single steps, `immediate_exit`, kicks of a vCPU by signals, and accesses
+//! that wait for a new filter.
 
 use std::process::Command;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, LOGS, Lab, ran};
 
-/// Returns the output of `runs WHAT` under a policy.
+/// Runs the test VMM `runs` with the argument `what` under a policy, and returns its output.
 fn guarded(policy: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("runs.c", &[]);
@@ -13,20 +14,20 @@ fn guarded(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// Returns the output of `runs WHAT` without `exec`.
+/// Runs the test VMM `runs` with the argument `what` without `exec`, and returns its output.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("runs.c", &[]);
     Some(ran(Command::new(vmm).arg(what)).out)
 }
 
-/// The value that KVM gives a guest whose VMM has set none.
+/// A policy that answers reads of MSR 0x8b with 0, the value that KVM gives if the VMM has set none.
 const ZERO: &str =
     "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = { value = 0 }, write = 'allow' }\n";
 const LOGS_ALL: &str = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
 
 #[test]
-fn single_steps_are_those_without_policy() {
+fn single_stepping_guest_stops_at_same_addresses_as_without_policy() {
     let Some(steps) = plain("steps") else { return };
     assert!(steps.contains("exit 4 at 1004, al 0, bl 2e\n"), "{steps}");
     for policy in [ALLOWS, ZERO, LOGS, LOGS_ALL] {
@@ -39,7 +40,7 @@ fn single_steps_are_those_without_policy() {
 }
 
 #[test]
-fn immediate_exit_keeps_its_meaning() {
+fn immediate_exit_makes_kvm_run_return_as_without_policy() {
     let Some(plain) = plain("immediate-exit") else {
         return;
     };
@@ -49,9 +50,10 @@ fn immediate_exit_keeps_its_meaning() {
     }
 }
 
-/// The guest does nothing but accesses that the policy answers.
+/// The VMM's signal handler sets `immediate_exit` while the guest makes nothing but accesses that the policy
+/// answers. `KVM_RUN` returns after each signal.
 #[test]
-fn kick_by_immediate_exit_from_a_signal_handler_is_seen() {
+fn immediate_exit_set_by_signal_handler_makes_kvm_run_return_although_policy_answers_access() {
     for policy in [ANSWERS, DENIES] {
         let Some(shown) = guarded(policy, "flag-kicks") else {
             return;
@@ -60,9 +62,11 @@ fn kick_by_immediate_exit_from_a_signal_handler_is_seen() {
     }
 }
 
-/// The kick ends `KVM_RUN` by being pending, as no handler takes it: none is lost between two of the library's.
+/// The VMM blocks a signal except during `KVM_RUN`, so the signal stays pending and no handler takes it.
+/// `KVM_RUN` returns after each signal, also if the signal arrives between two calls of `KVM_RUN` that the
+/// library makes.
 #[test]
-fn kick_by_a_signal_that_kvm_run_unblocks_is_seen() {
+fn signal_that_only_kvm_run_unblocks_makes_kvm_run_return_although_policy_answers_access() {
     for policy in [ANSWERS, DENIES] {
         let Some(shown) = guarded(policy, "masked-kicks") else {
             return;
@@ -72,7 +76,7 @@ fn kick_by_a_signal_that_kvm_run_unblocks_is_seen() {
 }
 
 #[test]
-fn filter_that_vmm_changes_while_its_guest_runs_is_in_force() {
+fn msr_filter_that_vmm_changes_while_guest_runs_takes_effect() {
     for policy in [ALLOWS, LOGS, LOGS_ALL] {
         let Some(shown) = guarded(policy, "changes-while-running") else {
             return;
@@ -81,10 +85,10 @@ fn filter_that_vmm_changes_while_its_guest_runs_is_in_force() {
     }
 }
 
-/// An access that waits for a filter is rewound by a #GP, which the VMM must not see: it may write the vCPU's
-/// events back.
+/// An access that waits for a new filter is rewound by a #GP. A VMM that gets EINTR meanwhile sees no
+/// pending exception in the vCPU's events.
 #[test]
-fn vcpu_interrupted_while_an_access_waits_has_no_exception() {
+fn vcpu_interrupted_while_access_waits_for_filter_has_no_pending_exception() {
     let Some(shown) = guarded(LOGS_ALL, "kicked-first-accesses") else {
         return;
     };
@@ -92,9 +96,10 @@ fn vcpu_interrupted_while_an_access_waits_has_no_exception() {
     assert_eq!(shown, expected);
 }
 
-/// The policy denies the read on Intel's processors only.
+/// The policy denies a read only on Intel's processors. The CPUID that the VMM last set, by `KVM_SET_CPUID`
+/// or `KVM_SET_CPUID2`, chooses the variant of the policy.
 #[test]
-fn last_cpuid_of_either_request_chooses_the_variant() {
+fn cpuid_set_last_by_either_kvm_request_chooses_variant_of_policy() {
     let policy = "policy = 1\ndefault = 'allow'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x8b = { read = 'deny', write = 'allow' }\n";
     let Some(shown) = guarded(policy, "old-cpuid") else {
         return;

@@ -1,10 +1,12 @@
-//! Tests of a VMM's view of its process, which `exec` does not change.
+//! Tests that a VMM under `exec` finds its process as without `exec`: signals, descriptors, umask, process
+//! ID and name.
 
 use std::process::{Command, Stdio};
 
 use crate::lab::{ALLOWS, Lab, ran};
 
-/// Returns the output of a shell under `exec`, and without.
+/// Returns the output of a shell script under `exec`, and its output without `exec`. The shell code `before`
+/// runs first in both.
 fn both(lab: &Lab, before: &str, script: &str) -> [String; 2] {
     let exec = lab.exec(&["--quiet"]);
     let guarded: Vec<_> = [exec.get_program()]
@@ -30,7 +32,7 @@ fn both(lab: &Lab, before: &str, script: &str) -> [String; 2] {
 }
 
 #[test]
-fn exec_keeps_signals_descriptors_and_umask() {
+fn shell_under_exec_has_same_signals_descriptors_and_umask_as_without() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -47,9 +49,10 @@ fn exec_keeps_signals_descriptors_and_umask() {
     }
 }
 
-/// A shell would set the mask of signals anew, so that the VMM here is grep(1).
+/// A process under `exec` has the same blocked and ignored signals and the same OOM score adjustment as
+/// without `exec`. The VMM here is grep(1), because a shell would change the mask of blocked signals.
 #[test]
-fn exec_keeps_blocked_and_ignored_signals_and_oom_score() {
+fn vmm_under_exec_has_same_blocked_and_ignored_signals_and_oom_score_as_without() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -80,7 +83,7 @@ fn exec_keeps_blocked_and_ignored_signals_and_oom_score() {
 }
 
 #[test]
-fn vmm_keeps_process_id_and_name() {
+fn vmm_has_process_id_of_exec_and_its_own_name_and_command_line() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -105,7 +108,7 @@ fn vmm_keeps_process_id_and_name() {
 }
 
 #[test]
-fn signal_that_ends_vmm_is_seen_by_its_parent() {
+fn parent_of_exec_sees_which_signal_ended_vmm() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! Tests of a VMM on a terminal, which is the VMM's: script(1) makes one.
+//! Tests of a VMM that runs on a terminal. script(1) makes the terminal.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::lab::{DENIES, Lab, skip};
 
-/// A shell with job control on a terminal.
+/// A shell with job control on a terminal that script(1) has made.
 struct Terminal {
     script: Child,
     keys: ChildStdin,
@@ -14,7 +14,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Starts the shell in a lab's folder, with the variables of `exec`.
+    /// Starts the shell in a lab's folder, with the environment variables that the command `exec` has.
     fn start(lab: &Lab, exec: &Command) -> Self {
         // The limit ends a test whose text never comes.
         let mut command = Command::new("timeout");
@@ -36,7 +36,7 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Reads the screen until it shows `wanted`.
+    /// Reads the terminal's output until it contains `wanted`.
     fn wait_for(&mut self, wanted: &str) {
         let (mut shown, mut byte) = (Vec::new(), [0]);
         while !shown.ends_with(wanted.as_bytes()) {
@@ -48,9 +48,10 @@ impl Terminal {
     }
 }
 
-/// Ctrl-Z stops the VMM and Ctrl-C ends it. Neither reaches the watcher, which writes the summary afterwards.
+/// Ctrl-Z stops the VMM, and Ctrl-C ends it. Neither key stops or ends the watcher, which writes the summary
+/// afterwards.
 #[test]
-fn keys_of_terminal_stop_and_end_vmm_and_leave_watcher() {
+fn ctrl_z_stops_and_ctrl_c_ends_vmm_without_ending_watcher() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };

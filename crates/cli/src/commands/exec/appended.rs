@@ -9,16 +9,18 @@ use crate::failure::Failure;
 use crate::files::Inode;
 use crate::named::name;
 
-/// A file that [`open`] has made. A run that does not begin leaves no file behind: dropping this value removes the file,
-/// if it is still there and empty. A run that begins never drops this value, since the VMM replaces the process.
+/// A file that [`open`] has made. Dropping this value removes the file if it is still empty, so that a run
+/// that does not begin leaves no file behind. A run that begins never drops this value, because the VMM
+/// replaces the process.
 #[derive(Debug)]
 pub(super) struct Made {
     path: PathBuf,
     inode: Inode,
 }
 
-/// Opens a file to append to. Writing to it never waits: a pipe whose reader stalls returns EAGAIN. A named pipe
-/// is opened for reading, too, since the run would otherwise wait for its reader to begin with.
+/// Opens a file so that writes append to it. A write to the file never waits: a pipe whose reader stalls
+/// returns EAGAIN. A named pipe is opened for reading as well, because the opening would otherwise wait
+/// until another process reads from the pipe.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -53,7 +55,8 @@ fn opened(path: &Path) -> io::Result<(File, Option<Made>)> {
 }
 
 impl Made {
-    /// Returns a value for an open file that was made. The path leads to the file through no link in its last part.
+    /// Returns the value for a file that [`open`] has made. The last component of the path is not a symbolic
+    /// link.
     fn new(file: &File, path: PathBuf) -> Option<Self> {
         let inode = Inode::of_open(file)?;
         Some(Self { path, inode })

@@ -1,9 +1,9 @@
 //! Unsafe: sets a seccomp filter on this thread, and reads the kernel's notifications.
 //!
-//! The door: a seccomp filter by which the kernel lets only the library make VMs, set MSR filters and run vCPUs. The
-//! library's requests carry the run's cookie in an argument that ioctl(2) does not have. The kernel hands
-//! all other such requests to the watcher, which prints a sentence and lets them fail with EPERM. Without a
-//! watcher they fail with ENOSYS.
+//! The door: a seccomp filter by which the kernel lets only msrgate's library make VMs, set MSR filters and
+//! run vCPUs. The library's requests carry the run's cookie in an argument that ioctl(2) does not have. The
+//! kernel hands such requests without the cookie to the watcher, which prints a sentence and makes them fail
+//! with EPERM. If the watcher has ended, the requests fail with ENOSYS.
 //!
 //! The filter applies to the VMM and its children from their first instruction on, whether or not they load
 //! the library.
@@ -16,36 +16,37 @@ use msrgate_filter::abi::CallerWidth;
 
 use crate::failure::Failure;
 
-/// The state of the door.
+/// The state of the door, the seccomp filter that guards KVM requests.
 #[derive(Debug)]
 pub(super) enum Door {
-    /// The door is closed, and this listener gets the refused requests.
+    /// The filter is set, and the watcher gets the refused requests through this listener.
     Heard(OwnedFd),
-    /// The door is closed without a listener, since another seccomp filter has one: the kernel answers
-    /// EPERM, and no sentence is printed.
+    /// The filter is set without a listener, because another seccomp filter has one. The kernel refuses the
+    /// requests with EPERM, and no sentence is printed.
     Silent,
-    /// The door is open.
+    /// No filter is set: every program can make VMs.
     Open,
 }
 
-/// A request that waits at the door.
+/// A KVM request without the run's cookie, which waits until the watcher answers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Knock {
     id: u64,
     /// The ID of the thread that made the request.
     pub(super) thread: u32,
-    /// The kind of the request.
+    /// The kind of the waiting request.
     pub(super) wish: Wish,
 }
 
-/// The kind of a request at the door.
+/// The kind of a KVM request that the filter lets only the library make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// `KVM_CREATE_VM`.
+    /// A request to make a VM: `KVM_CREATE_VM`.
     Vm,
-    /// `KVM_X86_SET_MSR_FILTER`.
+    /// A request to set a VM's MSR filter: `KVM_X86_SET_MSR_FILTER`.
     Filter,
-    /// `KVM_RUN`: the policy's exits would come to the VMM.
+    /// A request to run a vCPU: `KVM_RUN`. Without the library, the VMM would get the exits that the policy
+    /// causes.
     Run,
 }
 
@@ -60,21 +61,22 @@ const REQUESTS: [u32; 4] = [
 
 /// The instructions of the kernel's classic BPF (`linux/filter.h`) that the filter uses.
 mod bpf {
-    /// Loads the 32-bit word of `struct seccomp_data` at an offset.
+    /// The instruction that loads the 32-bit word of `struct seccomp_data` at an offset.
     pub(super) const LOAD: u16 = 0x20;
     pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
     pub(super) const RETURN: u16 = 0x06;
 
-    /// Offsets in `struct seccomp_data`.
+    /// Offsets of fields in `struct seccomp_data`, in bytes.
     pub(super) const NUMBER: u32 = 0;
     pub(super) const ARCH: u32 = 4;
-    /// The low half of the request number, which is all that the kernel looks at.
+    /// The offset of the low half of the request number. KVM ignores the high half.
     pub(super) const REQUEST: u32 = 16 + 8;
     pub(super) const COOKIE_LOW: u32 = 16 + 3 * 8;
     pub(super) const COOKIE_HIGH: u32 = COOKIE_LOW + 4;
 }
 
-/// `AUDIT_ARCH_*` (`linux/audit.h`), and ioctl(2)'s number for each.
+/// The architectures of system calls, `AUDIT_ARCH_*` (`linux/audit.h`), and the number of ioctl(2) for each
+/// of them.
 const X86_64: u32 = 0xc000_003e;
 const I386: u32 = 0x4000_0003;
 const IOCTL: u32 = 16;
@@ -86,7 +88,8 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_EPERM: u32 = 0x0005_0000 | libc::EPERM.cast_unsigned();
 
-/// Returns the instructions of the filter. `refuse` is its result for a guarded request without the cookie.
+/// Returns the instructions of the filter. `refuse` is the filter's result for a guarded request without the
+/// cookie.
 fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 25] {
     const REFUSE: usize = 23;
     const ALLOW: usize = 24;
@@ -140,7 +143,7 @@ const fn instruction(code: u16, yes: u8, no: u8, value: u32) -> libc::sock_filte
 }
 
 impl Door {
-    /// Closes the door for this thread and for every thread and process that it starts.
+    /// Sets the filter for this thread and for every thread and process that it starts.
     ///
     /// # Errors
     /// The kernel does not accept the filter.
@@ -162,8 +165,8 @@ impl Door {
     }
 }
 
-/// Calls `act`, which needs `CAP_SYS_ADMIN`. Without that capability the function first sets `no_new_privs`:
-/// execve(2) then grants no privileges.
+/// Calls `act`, which sets a seccomp filter and so needs `CAP_SYS_ADMIN` or `no_new_privs`. Without the
+/// capability the function first sets `no_new_privs`: execve(2) then grants no privileges.
 fn with_privileges<T>(act: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match act() {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
@@ -199,7 +202,8 @@ fn seccomp(cookie: u64, refuse: u32, flags: u64) -> io::Result<i32> {
     Ok(i32::try_from(answer).unwrap_or(-1))
 }
 
-/// Takes the next request at the door. Returns `None` if its thread has been killed meanwhile.
+/// Receives the next refused request from the listener. Returns `None` if the thread that made the request
+/// was killed meanwhile.
 pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
     let request = libc::_IOWR::<libc::seccomp_notif>(b'!'.into(), 0);
     let mut held = libc::seccomp_notif {
@@ -230,7 +234,7 @@ pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
     })
 }
 
-/// Lets a request fail with EPERM.
+/// Answers a waiting request with EPERM.
 pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
     let request = libc::_IOWR::<libc::seccomp_notif_resp>(b'!'.into(), 1);
     let mut answer = libc::seccomp_notif_resp {
@@ -248,7 +252,7 @@ pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
 mod tests {
     use super::*;
 
-    /// The fields of `struct seccomp_data` that the filter reads.
+    /// The fields of `struct seccomp_data` that the filter reads of a system call.
     #[derive(Clone, Copy)]
     struct Call {
         arch: u32,
@@ -260,7 +264,8 @@ mod tests {
     const COOKIE: u64 = 0x1234_5678_9abc_def0;
     const REFUSED: u32 = 77;
 
-    /// Returns the filter's result, by the kernel's rules for the three instructions.
+    /// Returns the filter's result for a system call. The function interprets the instructions by the
+    /// kernel's rules.
     fn answer(call: Call) -> u32 {
         let filter = instructions(COOKIE, REFUSED);
         let (mut at, mut loaded) = (0, 0);
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn guarded_request_without_the_cookie_is_refused() {
+    fn guarded_kvm_request_without_the_cookie_is_refused_by_seccomp_filter() {
         let ways = [
             (X86_64, IOCTL),
             (X86_64, IOCTL_OF_X32),
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn other_calls_and_those_with_the_cookie_pass() {
+    fn seccomp_filter_allows_other_system_calls_and_requests_with_the_cookie() {
         let passes = |arch, number, request, cookie| {
             let call = Call {
                 arch,

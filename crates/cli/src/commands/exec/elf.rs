@@ -1,4 +1,5 @@
-//! A check of the VMM's file, which shows if the dynamic linker will load the library into the program.
+//! A check of the VMM's executable file, which shows if the dynamic linker will load msrgate's library into
+//! the VMM.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use super::GUIDE;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// A C library that programs are linked against, each with a library of ours.
+/// A C library for whose programs there is a build of msrgate's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Libc {
     Glibc,
@@ -28,7 +29,8 @@ impl Libc {
         }
     }
 
-    /// Returns the C library of a dynamic linker, if there is a library of ours for it.
+    /// Returns the C library to which a dynamic linker belongs, or `None` if msrgate has no library for that
+    /// C library.
     fn of_linker(linker: &Path) -> Option<Self> {
         match linker.file_name()?.to_str()? {
             "ld-linux-x86-64.so.2" => Some(Self::Glibc),
@@ -38,31 +40,32 @@ impl Libc {
     }
 }
 
-/// The kind of a program's file, by its first bytes.
+/// The kind of an executable file, by the file's first bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
-    /// A program for this dynamic linker.
+    /// An ELF program that this dynamic linker loads.
     Dynamic(PathBuf),
-    /// A program without a dynamic linker.
+    /// An ELF program that is statically linked: no dynamic linker loads it.
     Static,
-    /// A program for another processor, or of 32 bits.
+    /// An ELF program for another processor, or for 32 bits.
     Foreign,
-    /// A script for this interpreter.
+    /// A script that this interpreter runs.
     Script(PathBuf),
     /// A program whose file lacks its end, or contradicts itself.
     Damaged,
-    /// A file that the kernel would not run.
+    /// A file that the kernel would not execute.
     Unknown,
 }
 
-/// The number of scripts in a chain of interpreters that the check follows, as the kernel does.
+/// The largest number of scripts that the check follows if the interpreter of a script is itself a script.
+/// The kernel has the same limit.
 const DEPTH: usize = 4;
 
-/// Checks, as far as the file shows it, that the program will load a library, and returns the C library that the
-/// program needs.
+/// Checks, as far as the file shows it, that the program will load msrgate's library. Returns the C library
+/// that the program needs.
 ///
 /// # Errors
-/// The program will not load the library, or cannot be run; the error's sentence says why.
+/// The program will not load msrgate's library, or cannot be run. The error says why.
 pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
     let mut path = path.to_owned();
     let mut script: Option<PathBuf> = None;
@@ -134,7 +137,7 @@ fn kind(path: &Path) -> io::Result<Kind> {
     Ok(of_elf(&file, &head).unwrap_or(Kind::Damaged))
 }
 
-/// Reads at most `most` bytes, or all that there are.
+/// Reads `most` bytes of the file from the offset `at` into `into`, or fewer if the file ends before.
 fn read(file: &File, at: u64, most: usize, into: &mut Vec<u8>) -> io::Result<()> {
     into.resize(most, 0);
     let mut count = 0;
@@ -148,8 +151,8 @@ fn read(file: &File, at: u64, most: usize, into: &mut Vec<u8>) -> io::Result<()>
     Ok(())
 }
 
-/// Returns the kind of an ELF file (System V ABI, chapters 4 and 5), or `None` if the file contradicts
-/// itself.
+/// Returns the kind of an ELF file (System V ABI, chapters 4 and 5), or `None` if the file's headers
+/// contradict each other or the file is cut off.
 fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     const CLASS_64: u8 = 2;
     const X86_64: u64 = 62;
@@ -192,7 +195,7 @@ fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     Some(Kind::Static)
 }
 
-/// Returns the little-endian number of `size` bytes at `at`.
+/// Returns the little-endian number that occupies the `size` bytes from the offset `at`.
 fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
     let field = bytes.get(at..at.checked_add(size)?)?;
     Some(
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn kind_of_a_file_is_seen_by_its_beginning() {
+    fn kind_of_executable_file_is_determined_by_its_first_bytes() {
         let itself = kind(&std::env::current_exe().unwrap()).unwrap();
         assert_eq!(itself, Kind::Dynamic("/lib64/ld-linux-x86-64.so.2".into()));
         assert_eq!(of(b"#! /bin/sh -e\n"), Kind::Script("/bin/sh".into()));
@@ -229,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn libc_is_seen_by_the_dynamic_linker() {
+    fn c_library_is_determined_by_path_of_dynamic_linker() {
         let of = |linker: &str| Libc::of_linker(Path::new(linker));
         assert_eq!(of("/lib64/ld-linux-x86-64.so.2"), Some(Libc::Glibc));
         assert_eq!(of("/lib/ld-musl-x86_64.so.1"), Some(Libc::Musl));
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn elf_without_a_linker_is_static_and_a_cut_one_is_damaged() {
+    fn elf_file_without_dynamic_linker_is_static_and_truncated_one_is_damaged() {
         let mut elf = vec![0; 64 + 56];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         (elf[16], elf[18], elf[32], elf[54], elf[56]) = (2, 62, 64, 56, 1);

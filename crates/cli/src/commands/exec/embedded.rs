@@ -1,4 +1,5 @@
-//! The library that a package has embedded into the command, as a file that the dynamic linker can load.
+//! Makes a file from the preload library that is embedded in the command, so that the dynamic linker can
+//! load it.
 
 use std::env;
 use std::fs::{self, DirBuilder, File};
@@ -12,18 +13,19 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::{loadable, process};
 
-/// The library that `MSRGATE_PRELOAD_FILE` named when the command was built; empty if it named none.
+/// The bytes of the preload library that `MSRGATE_PRELOAD_FILE` named when the command was built; empty if
+/// the variable was not set.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 
-/// Returns the path of a copy of the embedded library, or `None` if there is none.
+/// Returns the path of a copy of the embedded library, or `None` if the command has no embedded library.
 ///
 /// # Errors
-/// No folder and no memory has room for the copy.
+/// Neither a folder nor memory has room for the copy.
 pub(super) fn find() -> Option<io::Result<PathBuf>> {
     (!LIBRARY.is_empty()).then(|| placed(LIBRARY, folders()))
 }
 
-/// Returns the folders in which a folder for the copy may be made.
+/// Returns the folders in which the folder for the library's copy may be made, in order of preference.
 fn folders() -> impl Iterator<Item = PathBuf> {
     let named = |variable| env::var_os(variable).filter(|path| !path.is_empty());
     let cache = named("XDG_CACHE_HOME")
@@ -36,7 +38,7 @@ fn folders() -> impl Iterator<Item = PathBuf> {
         .filter(|folder| folder.is_absolute())
 }
 
-/// Puts the bytes into a file in the first folder that takes it, or else into memory.
+/// Writes the bytes into a file in the first folder where this works, or else into a file in memory.
 fn placed(bytes: &[u8], folders: impl Iterator<Item = PathBuf>) -> io::Result<PathBuf> {
     let in_folder = folders
         .map(|folder| in_folder(bytes, &folder.join("msrgate")))
@@ -44,7 +46,8 @@ fn placed(bytes: &[u8], folders: impl Iterator<Item = PathBuf>) -> io::Result<Pa
     in_folder.map_or_else(|| in_memory(bytes), Ok)
 }
 
-/// Puts the bytes into a file in a folder of this user's own. The file of an earlier run is used again.
+/// Writes the bytes into a file in a subfolder that only this user can write. If the file of an earlier run
+/// is there, the function uses it again.
 fn in_folder(bytes: &[u8], folder: &Path) -> io::Result<PathBuf> {
     // If the folder is there, it is looked at.
     let _ = DirBuilder::new().mode(0o700).create(folder);
@@ -65,15 +68,15 @@ fn in_folder(bytes: &[u8], folder: &Path) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Returns true if only this user can write the folder, and no link stands in its place.
+/// Returns true if the path is a folder that only this user can write, and not a symbolic link.
 fn is_own(folder: &Path) -> io::Result<bool> {
     let there = fs::symlink_metadata(folder)?;
     let own = rustix::process::geteuid().as_raw();
     Ok(there.is_dir() && there.uid() == own && there.mode() & 0o022 == 0)
 }
 
-/// Puts the bytes into a file without a name. The VMM inherits the descriptor, by which each of its processes finds
-/// the file.
+/// Writes the bytes into a file in memory, which has no name. The VMM inherits a descriptor of the file, by
+/// which each process of the run finds it.
 fn in_memory(bytes: &[u8]) -> io::Result<PathBuf> {
     let name = "libmsrgate_preload.so";
     // Kernels before 6.3 do not know the flag, and those since may be told to want it.
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copy_is_in_own_folder_and_used_again() {
+    fn copy_of_library_is_in_folder_of_the_user_and_is_used_again_by_next_run() {
         let base = tempfile::tempdir().unwrap();
         let folders = || [PathBuf::from("/nonexistent"), base.path().to_owned()].into_iter();
         let first = placed(b"library", folders()).unwrap();
@@ -111,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn folder_that_others_can_write_or_link_is_not_used() {
+    fn library_is_not_copied_into_folder_that_others_can_write_nor_into_symbolic_link() {
         let base = tempfile::tempdir().unwrap();
         let folder = base.path().join("msrgate");
         let in_memory = || {

@@ -1,5 +1,5 @@
-//! The file of `--events`. It gets whole lines only, and nobody waits for it: lines that the file does not take
-//! are counted.
+//! The file of `--events`. The watcher writes whole lines only, and does not wait for a slow reader: it
+//! counts the lines that could not be written.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -10,29 +10,31 @@ use msrgate_policy::one_line;
 use crate::named::name;
 use crate::output::count;
 
-/// The file, and what it lacks.
+/// The file of `--events`, and the numbers of events that are missing in it.
 pub(in crate::commands) struct Events {
     file: File,
     name: String,
-    /// The number of events that are missing and that no line of the file tells of yet.
+    /// The numbers of missing events that no line of the file tells of yet.
     untold: Untold,
-    /// The number of events that the file did not take, and the first reason.
+    /// The number of events that could not be written to the file, and the error of the first one.
     missing: Option<(u64, io::Error)>,
-    /// True if the file ends in a part of a line, which was there before or could not be taken back.
+    /// True if the file ends in an incomplete line: it was there before the run, or a write failed in the
+    /// middle of a line.
     is_cut: bool,
 }
 
-/// Numbers of events that are to be told in a line of their own.
+/// Numbers of events that are missing in the file, for a separate line of the file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Untold {
-    /// Events that were lost.
+    /// The number of events that were lost.
     pub(super) dropped: u64,
-    /// Events that the library's limit held back.
+    /// The number of events that the library held back, because of its limit on events per second or a full
+    /// ring.
     pub(super) held_back: u64,
 }
 
-/// Returns true if the file has a last line without a line feed. Of a file that this user may not read, the function
-/// returns false.
+/// Returns true if the file's last line does not end in a line feed. Returns false for a file that this user
+/// may not read.
 fn ends_in_part_of_line(path: &Path) -> bool {
     let is_file = fs::metadata(path).is_ok_and(|file| file.is_file());
     let mut last = [b'\n'];
@@ -45,7 +47,7 @@ fn ends_in_part_of_line(path: &Path) -> bool {
 }
 
 impl Events {
-    /// Takes the file that was opened by this path.
+    /// Makes the value for the file that was opened by this path.
     pub(super) fn new(file: File, path: &Path) -> Self {
         Self {
             file,
@@ -56,12 +58,12 @@ impl Events {
         }
     }
 
-    /// The open file.
+    /// The open file of `--events`.
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Appends lines, and then the numbers of events without a line.
+    /// Appends the lines to the file, and then the numbers of events that are missing in it.
     pub(super) fn append(&mut self, lines: impl Iterator<Item = String>, untold: Untold) {
         for line in lines {
             self.tell();
@@ -77,7 +79,8 @@ impl Events {
         self.tell();
     }
 
-    /// Returns the sentence about events that the file did not take.
+    /// Returns the sentence about events that could not be written to the file, or `None` if all were
+    /// written.
     pub(super) fn loss(&self) -> Option<String> {
         let (missing, why) = self.missing.as_ref()?;
         let missing = usize::try_from(*missing).unwrap_or(usize::MAX);
@@ -85,7 +88,8 @@ impl Events {
         Some(format!("{events} missing in {}: {why}", self.name))
     }
 
-    /// Writes the numbers of [`Untold`], each as soon as the file takes it.
+    /// Writes the numbers of [`Untold`] to the file. A number that cannot be written is kept for the next
+    /// call.
     fn tell(&mut self) {
         let line = |word: &str, number: u64| format!("{{\"schema\":1,\"{word}\":{number}}}\n");
         let Untold { dropped, held_back } = self.untold;
@@ -97,7 +101,8 @@ impl Events {
         }
     }
 
-    /// Appends a whole line, or nothing.
+    /// Appends a whole line to the file. If a write fails, the function removes the part of the line that
+    /// was written.
     fn put(&mut self, line: &str) -> io::Result<()> {
         if self.is_cut {
             self.file.write_all(b"\n")?;
@@ -115,7 +120,7 @@ impl Events {
         Ok(())
     }
 
-    /// Takes the written part of a line back, if it is the end of the file.
+    /// Removes the part of a line that was written before an error, if that part is the end of the file.
     fn take_back(&mut self, line: &str, rest: &[u8], error: io::Error) -> io::Error {
         let written = (line.len() - rest.len()) as u64;
         if written > 0 {

@@ -12,18 +12,19 @@ use rustix::net::{
 use super::door::Door;
 use crate::failure::Failure;
 
-/// The connection to the watcher in the process that becomes the VMM.
+/// The end of the connection that the process that becomes the VMM uses to talk to the watcher.
 #[derive(Debug)]
 pub(super) struct Watcher {
     pub(super) socket: OwnedFd,
 }
 
-/// The message that carries the door's listener, the one without it, and the one that the VMM does not start.
+/// Three messages to the watcher: the VMM starts, with the seccomp listener attached; the VMM starts,
+/// without a listener; the VMM does not start.
 const WITH_LISTENER: &[u8] = b"L";
 const WITHOUT: &[u8] = b"-";
 const GIVES_UP: &[u8] = b"X";
 
-/// Makes a connection: the end of the process that becomes the VMM, and the watcher's.
+/// Makes a connection, and returns the end for the process that becomes the VMM and the end for the watcher.
 pub(super) fn pair() -> io::Result<(Watcher, OwnedFd)> {
     let (socket, its) = socketpair(
         AddressFamily::UNIX,
@@ -35,16 +36,17 @@ pub(super) fn pair() -> io::Result<(Watcher, OwnedFd)> {
 }
 
 impl Watcher {
-    /// Tells the watcher that this process does not become the VMM.
+    /// Tells the watcher that the VMM does not start.
     pub(super) fn give_up(&self) {
         // A watcher that has died watches nothing.
         let _ = rustix::net::send(&self.socket, GIVES_UP, SendFlags::NOSIGNAL);
     }
 
-    /// Gives the watcher the door's listener.
+    /// Tells the watcher that the VMM starts, and passes the seccomp listener to the watcher, if there is
+    /// one.
     ///
     /// # Errors
-    /// The watcher has died.
+    /// The watcher has ended.
     pub(super) fn hand_over(&self, door: &Door) -> Result<(), Failure> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut message = SendAncillaryBuffer::new(&mut space);
@@ -74,13 +76,14 @@ impl Watcher {
     }
 }
 
-/// The message that the VMM is about to start.
+/// The message by which the watcher learns that the VMM is about to start.
 pub(super) struct Received {
-    /// The door's listener, if it has one.
+    /// The listener of the run's seccomp filter, if the filter has one.
     pub(super) listener: Option<OwnedFd>,
 }
 
-/// Receives the message. Returns `None` if the other process has ended or given up without one.
+/// Receives the message that the VMM is about to start. Returns `None` if the other process has ended, or
+/// has sent that the VMM does not start.
 pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
@@ -103,8 +106,8 @@ pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
     })
 }
 
-/// Waits until the other process has become the VMM, by which execve(2) closes its end of the connection. Returns false if
-/// the process has given up instead.
+/// Waits until the other process has become the VMM: execve(2) then closes that process's end of the
+/// connection. Returns false if the process has sent that the VMM does not start.
 pub(super) fn is_begun(socket: &OwnedFd) -> bool {
     let mut byte = [0];
     let received = rustix::net::recv(socket, &mut byte, RecvFlags::empty());

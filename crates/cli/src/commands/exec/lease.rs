@@ -1,28 +1,29 @@
 //! Unsafe: fcntl(2)'s leases.
 //!
-//! The question if anybody else has a file open for writing, or mapped. The kernel gives a write lease on a file to
-//! nobody while another open file description of it is writable, and a mapping keeps its description open. So the
-//! watcher needs no process IDs, which mean other processes in another PID namespace.
+//! A test whether another process has a file open for writing, or mapped. The kernel grants no write lease
+//! on a file while another open file description of the file is writable, and a mapping keeps its file
+//! description open. By this test the watcher needs no process IDs, which differ between PID namespaces.
 #![expect(unsafe_code, reason = "F_SETLEASE has no safe form")]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-/// The users of a file beside this process.
+/// The result of the test whether other processes use a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Others {
-    /// Another process has the file open or mapped.
+    /// Another process has the file open for writing, or mapped.
     Some,
-    /// No other process has it.
+    /// No other process has the file open for writing or mapped.
     None,
-    /// The file system gives no leases.
+    /// The file system supports no leases, so the test has no result.
     Unknown,
 }
 
-/// Asks the kernel for the other users of a file that this process has open for writing, once.
+/// Asks the kernel whether other processes use a file that this process has open for writing exactly once.
 ///
-/// A process that opens the file at this moment makes the kernel send SIGIO, which the caller ignores.
+/// If another process opens the file during the test, the kernel sends SIGIO to this process. The caller
+/// must ignore SIGIO.
 pub(super) fn others(file: &File) -> Others {
     // SAFETY: F_SETLEASE takes numbers.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) } == 0 {
@@ -45,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn other_description_is_seen_while_it_is_open() {
+    fn lease_shows_another_file_description_while_it_is_open() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("page");
         File::create(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The search for the library that goes into the VMM.
+//! The search for the file of msrgate's library, which the VMM is to load.
 
 use std::env;
 use std::fs::{self, File};
@@ -14,14 +14,14 @@ use super::embedded;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// The environment variable with the library's path.
+/// The environment variable that may hold the path of msrgate's library.
 const VARIABLE: &str = "MSRGATE_PRELOAD";
 
-/// The name by which a library asks for glibc: it has the number 6.
+/// The name under which a shared library depends on glibc. The name of musl has no number.
 const GLIBC: &[u8] = b"libc.so.6\0";
 
 impl Libc {
-    /// Returns the name of the library's file.
+    /// Returns the file name of msrgate's library for this C library.
     const fn file(self) -> &'static str {
         match self {
             Self::Glibc => "libmsrgate_preload.so",
@@ -29,7 +29,7 @@ impl Libc {
         }
     }
 
-    /// Returns the command that builds the library.
+    /// Returns the command line that builds msrgate's library for this C library.
     const fn build(self) -> &'static str {
         match self {
             Self::Glibc => "cargo build -p msrgate-preload",
@@ -38,8 +38,8 @@ impl Libc {
     }
 }
 
-/// Finds the library of this build for VMMs of one C library: by the environment variable, in the folder of
-/// an installation, beside the command, or inside of it.
+/// Finds msrgate's library of this build for VMMs that use the C library `libc`: by the environment
+/// variable, in the folder of an installation, beside the command's file, or embedded in the command.
 ///
 /// # Errors
 /// The library is missing, cannot be read, or is from another build or for another C library.
@@ -78,8 +78,8 @@ pub(super) fn find(libc: Libc) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// Returns true if a file has these bytes. The function reads the file part by part: memory for the whole of it
-/// would cost more time than the search.
+/// Returns true if a file contains these bytes. The function reads the file in parts, because memory for the
+/// whole file would cost more time than the search.
 fn has(path: &Path, wanted: &[u8]) -> io::Result<bool> {
     let mut file = File::open(path)?;
     let mut part = vec![0; 1 << 16];
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_found_wherever_a_part_ends() {
+    fn search_in_file_finds_bytes_that_lie_across_two_parts_of_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for before in [0, 1, 65_530, 65_536, 131_070] {
             let mut bytes = vec![b'.'; before];

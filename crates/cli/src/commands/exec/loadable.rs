@@ -5,7 +5,8 @@ use std::path::Path;
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-/// Returns the reason why ld.so(8) cannot load a library with this path, or from this folder, or `None` if it can.
+/// Returns the reason why the dynamic linker, ld.so(8), cannot load a library with this path, or from this
+/// folder. Returns `None` if it can.
 pub(super) fn refusal(path: &Path) -> Option<&'static str> {
     let has = |bytes: &[u8]| {
         path.as_os_str()

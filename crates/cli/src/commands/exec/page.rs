@@ -16,33 +16,34 @@ use super::lease::{self, Others};
 use super::process;
 use crate::failure::Failure;
 
-/// The environment variable with the file's path, by which the library finds it.
+/// The environment variable by which the command tells the library the path of the state page's file.
 pub(super) const LIBRARY_VARIABLE: &str = "MSRGATE_STATE";
 
-/// The environment variable with the folder for the file.
+/// The environment variable by which a user may choose the folder of the state page's file.
 const VARIABLE: &str = "MSRGATE_STATE_DIR";
 
-/// The bytes of the file that are written by one call.
+/// The number of bytes that one write call puts into the state page's file.
 const PART: usize = 4096;
 
-/// The beginning of the file's name.
+/// The beginning of the name of each state page's file.
 const PREFIX: &str = "msrgate-";
 
-/// The file of a state page. The library finds it by its path, and the watcher removes it at the end.
+/// The file of a run's state page. The library finds the file by its path, and the watcher removes the file
+/// at the end of the run.
 #[derive(Debug)]
 pub(super) struct StateFile {
     file: File,
     path: PathBuf,
-    /// The file without a name, which the VMM inherits.
+    /// The descriptor of a file in memory, which the VMM inherits; `None` if the file has a name.
     _inherited: Option<OwnedFd>,
 }
 
 impl StateFile {
-    /// Makes the file and allocates all its bytes: if a disk were full later, the VMM would die of a page
-    /// that has no room.
+    /// Makes the state page's file, and allocates space for all its bytes. Without the space, a disk that
+    /// becomes full would kill the VMM by SIGBUS.
     ///
     /// # Errors
-    /// No folder and no memory has room for the file.
+    /// Neither a folder nor memory has room for the file.
     pub(super) fn new(run: &NewRun<'_>) -> Result<Self, Failure> {
         let bytes = run.encode();
         let failed = |what: &Path, error: &io::Error| Failure::Input {
@@ -92,7 +93,8 @@ impl StateFile {
         })
     }
 
-    /// Makes the file in memory. The library finds it by a descriptor that the VMM inherits.
+    /// Makes the state page's file in memory. The library finds the file by a descriptor that the VMM
+    /// inherits.
     fn in_memory(bytes: &[u8]) -> io::Result<Self> {
         let file = File::from(memfd_create("msrgate", MemfdFlags::empty())?);
         fill(&file, bytes)?;
@@ -107,12 +109,12 @@ impl StateFile {
         })
     }
 
-    /// The path by which the library finds the file.
+    /// The path by which the library finds the state page's file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads the file's present bytes.
+    /// Reads the present bytes of the state page's file.
     pub(super) fn bytes(&self) -> io::Result<Vec<u8>> {
         let size = self.file.metadata()?.len();
         let size = usize::try_from(size).unwrap_or(usize::MAX);
@@ -121,19 +123,19 @@ impl StateFile {
         Ok(bytes)
     }
 
-    /// The open file.
+    /// The open file of the state page.
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Returns true if another process has the page: one of the run that has loaded the library. Where the file
-    /// system cannot tell, the function returns false.
+    /// Returns true if another process has the state page mapped: a process of the run that has loaded the
+    /// library. Returns false if the file system cannot tell.
     pub(super) fn has_others(&self) -> bool {
         lease::others(&self.file) == Others::Some
     }
 
-    /// Removes state pages of runs whose watchers were killed: those in the same folder that no process has open or
-    /// mapped.
+    /// Removes state pages that earlier runs left because their watchers were killed: all in the same folder
+    /// that no process has open or mapped.
     pub(super) fn remove_litter(&self) {
         let folder = self.path.parent().filter(|_| self.has_name());
         let entries = folder.and_then(|folder| fs::read_dir(folder).ok());
@@ -149,7 +151,8 @@ impl StateFile {
         !self.path.starts_with("/proc")
     }
 
-    /// Removes the file. Processes that have it open or mapped keep it.
+    /// Removes the name of the state page's file. Processes that have the file open or mapped can go on
+    /// using it.
     pub(super) fn remove(&self) {
         if self.has_name() {
             // Another process may have removed the file.
@@ -158,7 +161,7 @@ impl StateFile {
     }
 }
 
-/// Returns true if a file is a state page of this user that nobody uses.
+/// Returns true if a file is a state page that belongs to this user and that no process uses.
 fn is_litter(path: &Path) -> bool {
     let mut options = File::options();
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;

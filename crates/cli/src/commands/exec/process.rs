@@ -1,4 +1,4 @@
-//! Unsafe: fork(2), execve(2), and descriptors by their numbers.
+//! Unsafe: calls fork(2) and execve(2), and uses descriptors by their numbers.
 //!
 //! The processes of a run: this process, which becomes the VMM, and the watcher.
 #![expect(
@@ -25,7 +25,7 @@ use crate::descriptors;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// The program to run, with its arguments.
+/// The VMM's program, with the arguments to run it with.
 #[derive(Debug)]
 pub(super) struct Vmm {
     pub(super) path: PathBuf,
@@ -33,7 +33,7 @@ pub(super) struct Vmm {
 }
 
 impl Vmm {
-    /// Finds the program as a shell does.
+    /// Finds the VMM's program by the first word of the VMM's command line, as a shell does.
     ///
     /// # Errors
     /// No program has this name, or its file may not be executed.
@@ -84,8 +84,8 @@ impl Vmm {
         })
     }
 
-    /// Becomes the program by execve(2), with `variables` added to the environment. The function returns
-    /// only on failure.
+    /// Replaces this process by the VMM's program by execve(2), with `variables` added to the environment.
+    /// The function returns only on failure.
     pub(super) fn become_it(&self, variables: &[(&str, OsString)]) -> Failure {
         let failed = |why: String| Failure::NotRun {
             status: 126,
@@ -132,10 +132,10 @@ impl Vmm {
     }
 }
 
-/// Enlarges this process's table of descriptors, which the VMM inherits, so that the library's own have room in it. In a
-/// process with several threads, as a VMM is, the kernel waits for all processors before a table has grown
-/// (`expand_fdtable` in fs/file.c): some 20 ms were measured. Without room under the limit of descriptors, nothing is
-/// enlarged.
+/// Enlarges this process's descriptor table, which the VMM inherits, to hold the library's own descriptors.
+/// In a VMM, which has several threads, the growth of the table would have to wait for all processors
+/// (`expand_fdtable` in fs/file.c): 20 ms were measured. If the limit of descriptors leaves no room, the
+/// table stays as it is.
 fn make_room_for_library() {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // The duplicate is closed at once. The table does not shrink.
@@ -153,7 +153,8 @@ pub(super) fn random() -> Result<u64, Failure> {
     }
 }
 
-/// Runs `act` in a child of this process, and returns the child.
+/// Runs `act` in a child process, and returns the child's process ID. The child exits with the status that
+/// `act` returns.
 ///
 /// # Errors
 /// The kernel makes no process.
@@ -170,8 +171,8 @@ pub(in crate::commands) fn child(act: impl FnOnce() -> u8) -> io::Result<Pid> {
     }
 }
 
-/// Runs `act` in a process that is no child of this one and has no terminal. So the VMM, which replaces this
-/// process, never has to reap a child that it does not know.
+/// Runs `act` in a process that is not a child of this process and has no terminal. The VMM will replace
+/// this process, and must not have to reap a child that it does not know.
 ///
 /// # Errors
 /// The kernel makes no process.
@@ -208,8 +209,8 @@ pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
     }
 }
 
-/// Ignores signals that are meant for the VMM's process group, so that they do not end the watcher before
-/// the VMM, and those of the watcher's own files.
+/// Ignores the signals that would end the watcher before the VMM, because they are sent to the VMM's process
+/// group, and the signals that the watcher's own files raise.
 fn ignore_signals() {
     for signal in [
         libc::SIGINT,
@@ -226,8 +227,8 @@ fn ignore_signals() {
     }
 }
 
-/// Closes all descriptors except `kept` and standard error, and puts `/dev/null` at 0 and 1: a pipe that the
-/// VMM's parent reads must end with the VMM.
+/// Closes all descriptors except `kept` and standard error, and opens `/dev/null` as 0 and 1. The watcher
+/// thus keeps no pipe open whose reader waits for the VMM's end.
 pub(super) fn keep_only(kept: &[RawFd]) {
     let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -246,7 +247,7 @@ pub(super) fn keep_only(kept: &[RawFd]) {
     let _ = env::set_current_dir("/");
 }
 
-/// Replaces a descriptor by `/dev/null`.
+/// Makes the descriptor `fd` one of `/dev/null`.
 pub(super) fn replace_by_nothing(fd: RawFd) {
     if let Ok(nothing) = File::options().read(true).write(true).open("/dev/null") {
         // SAFETY: dup2(2) takes numbers. No value owns the descriptor that it closes.
@@ -254,10 +255,11 @@ pub(super) fn replace_by_nothing(fd: RawFd) {
     }
 }
 
-/// Duplicates a descriptor for the VMM and its children, above the numbers that scripts use.
+/// Duplicates a descriptor so that the VMM and its children inherit it. The new number is above those that
+/// shell scripts use.
 ///
 /// # Errors
-/// There is no room for one more descriptor.
+/// The limit of descriptors leaves no room for one more.
 pub(super) fn inherited(fd: impl AsFd) -> io::Result<OwnedFd> {
     const HIGH: u64 = 1000;
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(HIGH);

@@ -1,5 +1,5 @@
-//! The watcher's way to standard error, whose reader may stall. A thread writes, so that the watcher itself goes on to
-//! answer at the door and to write events.
+//! The watcher's output to standard error, whose reader may stall. A separate thread writes, so that the
+//! watcher can meanwhile answer refused requests and write events.
 
 use std::os::fd::AsRawFd as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -13,11 +13,11 @@ pub(super) enum Speaker {
         orders: Sender<Order>,
         thread: JoinHandle<()>,
     },
-    /// The caller's own thread, since the limits of this user allow no other one.
+    /// The caller's own thread writes, because this user's limits allow no further thread.
     Caller,
 }
 
-/// The order to write a text, or to close standard error after all earlier texts.
+/// An order to the writing thread: write a text, or close standard error after all earlier texts.
 pub(super) enum Order {
     Write(String),
     Close,
@@ -39,24 +39,24 @@ fn carry_out_all(orders: Receiver<Order>) {
 }
 
 impl Speaker {
-    /// Starts the thread.
+    /// Starts the thread that writes to standard error.
     pub(super) fn start() -> Self {
         let (orders, received) = channel();
         let thread = Builder::new().spawn(move || carry_out_all(received));
         thread.map_or(Self::Caller, |thread| Self::Thread { orders, thread })
     }
 
-    /// Prints a text.
+    /// Hands over a text to be written to standard error.
     pub(super) fn talk(&self, text: String) {
         self.order(Order::Write(text));
     }
 
-    /// Prints a sentence.
+    /// Hands over a sentence to be written to standard error, with `msrgate: ` before it.
     pub(super) fn say(&self, text: &str) {
         self.talk(super::sentence(text));
     }
 
-    /// Closes standard error after all that was said.
+    /// Closes standard error after all texts were written.
     pub(super) fn close(&self) {
         self.order(Order::Close);
     }
@@ -71,7 +71,7 @@ impl Speaker {
         }
     }
 
-    /// Waits until all is said.
+    /// Waits until all texts were written.
     pub(super) fn finish(self) {
         if let Self::Thread { orders, thread } = self {
             drop(orders);

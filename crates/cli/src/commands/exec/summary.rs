@@ -1,4 +1,4 @@
-//! The text about a run at its end, and the JSON line of each event.
+//! The text of a run's summary, and the JSON line for an event.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,20 +13,21 @@ use super::AtOpenDoor;
 use super::supported::origin;
 use crate::output::count;
 
-/// The number of refused kinds that the summary lists. That of an audit lists all: it is what a policy is written from.
+/// The number of kinds of refused accesses that the summary lists. In audit mode it lists all kinds, because
+/// a policy is written from the list.
 const LISTED: usize = 20;
 
-/// The time of a summary.
+/// The time at which a summary is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Time {
-    /// The run goes on.
+    /// The run goes on: the summary covers the run so far.
     SoFar,
-    /// No process of the run is left.
+    /// The run is over: no process of it is left.
     End,
 }
 
-/// Returns the sentence for a run without a VM. Programs such as `qemu-system-x86_64 -version` end as they would, so only
-/// the file of `--summary` gets it.
+/// Returns the sentence for a run in which no VM was made. Only the file of `--summary` gets the sentence,
+/// because a program such as `qemu-system-x86_64 -version` should print nothing more than without msrgate.
 pub(super) fn without_vm(policy: &str, at_open_door: AtOpenDoor) -> String {
     let why = match at_open_door {
         AtOpenDoor::Refuse => "no program of the run has got one of KVM",
@@ -35,19 +36,19 @@ pub(super) fn without_vm(policy: &str, at_open_door: AtOpenDoor) -> String {
     format!("msrgate: {policy} guarded no VM: {why}\n")
 }
 
-/// The warning of a run under `--fail-open`.
+/// The warning in the summary of a run under `--fail-open`.
 const UNGUARDED: &str = "under --fail-open, VMs of programs that do not load msrgate's library run without the policy, and are not counted";
 
-/// Returns the sentence for a run whose state page cannot be read at its end. The page is the VMM's to write, and its guest
-/// may have taken the VMM over.
+/// Returns the sentence for a run whose state page cannot be read at the end. The VMM can write the page,
+/// and the guest may have taken control of the VMM.
 pub(super) fn without_page(policy: &str, why: &str) -> String {
     format!(
         "msrgate: {policy}: what was refused is not known, as the VMM has damaged the run's state page: {why}. Its guest may be in control of it\n"
     )
 }
 
-/// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
-/// no VM.
+/// Returns the summary of a run: the refused accesses, and how to allow them. Returns an empty text if the
+/// run had no VM.
 pub(super) fn text(
     snapshot: &Snapshot,
     compiled: &Compiled,
@@ -145,7 +146,8 @@ fn is_audit(refused: &[&Recorded]) -> bool {
     dispositions.any(|one| matches!(one, Disposition::WouldDeny | Disposition::WouldKill))
 }
 
-/// Returns true if the policy refuses these accesses without a word, by `log = "none"`. The end of a VM is always told.
+/// Returns true if the policy says `log = "none"` for these accesses, so that the summary leaves them out.
+/// Accesses that ended a VM are never left out.
 fn is_silent(one: &Recorded, program: &Program) -> bool {
     let kind = one.first.kind;
     let is_end = matches!(
@@ -182,8 +184,8 @@ fn sum_of_audit(all: &[&Recorded]) -> u64 {
     counts.into_values().fold(0, u64::saturating_add)
 }
 
-/// Returns the directions in which the same line of the policy, or its default, has refused this MSR: one change of the
-/// policy can allow both.
+/// Returns the directions, read or write, in which one line of the policy or the default action has refused
+/// this MSR. If it has refused both, one change of the policy can allow both.
 fn refused_together(one: &Recorded, all: &[&Recorded]) -> Accesses {
     let is_other = |other: &&Recorded| {
         other.first.kind.index == one.first.kind.index
@@ -255,7 +257,8 @@ fn line(
     text
 }
 
-/// Returns an event as a line of JSON. `policy` in it is the file of the line that decided, or the policy itself.
+/// Returns an event as a line of JSON. The line's field `policy` is the file of the policy's line that
+/// decided, or the policy itself if the default action decided.
 pub(super) fn json(event: &Event, program: &Program) -> String {
     let (file, line) = match event.origin {
         Origin::Line(line) => (line.file, Some(line.number)),
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn headline_says_at_least_once_accesses_found_no_place() {
+    fn summary_says_at_least_if_page_had_no_place_for_some_accesses() {
         let (few, many) = (after_reads(100), after_reads(20_000));
         let headline = |snapshot: &Snapshot| {
             let text = text(

@@ -1,13 +1,15 @@
-//! A check for actions that need a VMM with a gate of its own.
+//! A check for actions of a policy that `exec` cannot carry out, because they need a VMM with a gate of its
+//! own.
 
 use msrgate_policy::{Action, DecidedBy, Log, Origin, Program, Rule, Variant, one_line, registers};
 
 use crate::failure::Failure;
 
-/// Checks that a program asks for nothing that only a VMM with a gate of its own can do.
+/// Checks that the compiled policy has no action that only a VMM with a gate of its own can carry out.
 ///
 /// # Errors
-/// The program does. The error names the action, its place, and the alternative.
+/// The compiled policy has such an action. The error names the action, its place in the policy, and an
+/// alternative.
 pub(super) fn check(program: &Program, policy: &str) -> Result<(), Failure> {
     for variant in program.variants() {
         for (access, rule) in variant.rules().all() {
@@ -23,8 +25,8 @@ pub(super) fn check(program: &Program, policy: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the word for the unsupported part of a rule and the alternative, or `None` if the rule is
-/// supported.
+/// Returns the policy's word that `exec` does not support in a rule, and an alternative to it. Returns
+/// `None` if `exec` supports the rule.
 fn unsupported(rule: Rule<'_>) -> Option<(&'static str, &'static str)> {
     match rule.action {
         Action::Mask(_) | Action::Sticky(_) | Action::Pin => Some((
@@ -59,12 +61,13 @@ fn described(rule: Rule<'_>) -> String {
     }
 }
 
-/// Returns the place of a decision, such as `guest.toml:12`, or the policy's name if its default decides.
+/// Returns the place in the policy from which a decision comes, such as `guest.toml:12`, or the policy's
+/// name if its default decides.
 pub(super) fn place(program: &Program, variant: &Variant, by: DecidedBy, policy: &str) -> String {
     origin(program, variant.rules().origin(by), policy)
 }
 
-/// Returns the place that an origin names, in the form of [`place`].
+/// Returns the place in the policy that an origin names, in the form of [`place`].
 pub(super) fn origin(program: &Program, origin: Origin, policy: &str) -> String {
     match origin {
         Origin::Line(line) => {

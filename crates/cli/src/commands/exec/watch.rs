@@ -1,6 +1,6 @@
-//! The watcher: a small process beside the VMM. It refuses and reports requests at the door, writes events,
-//! and prints the summary at the end. No VM depends on the watcher: if it dies, no new VM can be made
-//! without the library, and running VMs stay guarded.
+//! The watcher: a small process beside the VMM. The watcher refuses and reports KVM requests that bypass the
+//! library, writes events, and prints the summary at the end. No VM depends on the watcher: if it dies, no
+//! new VM can be made without the library, and running VMs stay guarded.
 //!
 //! # Terminology
 //!
@@ -33,49 +33,49 @@ use super::summary::{self, Time};
 use super::{GUIDE, Launch, process};
 use crate::failure::Failure;
 
-/// The watcher's task.
+/// The data that the watcher needs for its work.
 pub(super) struct Watch {
     compiled: Compiled,
     at_open_door: AtOpenDoor,
     policy: String,
     events: Option<Events>,
     report: Report,
-    /// The text that the file of the summary has got, or has not taken.
+    /// The summary that was last written, or that could not be written, to the file of `--summary`.
     written: String,
     pidfd: OwnedFd,
 }
 
-/// The report at the end of the run.
+/// The kind of report that the watcher makes at the end of the run.
 pub(in crate::commands) enum Report {
     None,
-    /// The summary, on standard error.
+    /// The watcher prints the summary to standard error.
     StandardError,
-    /// The summary, in a file.
+    /// The watcher appends the summary to this file.
     File(File),
-    /// The bytes of the state page, for a process that reads them from a pipe.
+    /// The watcher writes the bytes of the state page into this pipe, from which another process reads them.
     Page(File),
 }
 
-/// The longest time until the watcher writes new events.
+/// The longest time for which an event waits until the watcher writes it.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
 
-/// The longest time until the watcher sees the end of a run whose door has no listener.
+/// The longest time until the watcher notices the end of a run whose seccomp filter has no listener.
 const LONG_PAUSE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
 
-/// The time in which a process that begins another program is without the page.
+/// The time for which a process that calls execve(2) has no state page mapped.
 const EXEC: Duration = Duration::from_millis(50);
 
 impl Watch {
-    /// Opens a descriptor of this process.
+    /// Makes the watcher's data, and opens a pidfd by which the watcher learns of this process's end.
     ///
     /// # Errors
-    /// The kernel does not watch processes.
+    /// The kernel does not support `pidfd_open(2)`.
     pub(super) fn new(launch: Launch<'_>) -> Result<Self, Failure> {
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
@@ -90,7 +90,7 @@ impl Watch {
         })
     }
 
-    /// Starts the watcher's process.
+    /// Starts the watcher in a process of its own.
     ///
     /// # Errors
     /// The kernel makes no process.
@@ -143,7 +143,8 @@ impl Watch {
         self.end_of_run(&mut run, page);
     }
 
-    /// Waits for a request at the door, the end of the first process or the time for events, and handles it.
+    /// Waits for a refused request, for the end of the first process, or until it is time to write events,
+    /// and handles what came.
     fn turn(&mut self, run: &mut Watched<'_>, page: &StateFile) {
         let (mut knocks, mut ends) = (PollFlags::empty(), PollFlags::empty());
         {
@@ -187,8 +188,9 @@ impl Watch {
         }
     }
 
-    /// Prints the summary after the first process has ended, and closes standard error, so that a reader of it sees
-    /// the end. A file has no such reader: if the run goes on, it gets the summary at the end of the run.
+    /// Prints the summary after the first process has ended, and closes standard error, so that the reader
+    /// of standard error sees the end of the input. If standard error is a file and the run goes on, the
+    /// summary is printed at the end of the run.
     fn end_of_first(&mut self, run: &mut Watched<'_>, page: &StateFile) {
         let is_last = !page.has_others();
         run.first = First::Ended;
@@ -238,8 +240,8 @@ impl Watch {
         }
     }
 
-    /// Appends the summary to its file, unless the file has this text: the run may have gone on after a summary that
-    /// was thought to be the last.
+    /// Appends the summary to the file of `--summary`, unless the same text was appended before. An earlier
+    /// summary may not have been the last, if the run then went on.
     fn write_summary(&mut self, page: &StateFile, speaker: &Speaker) {
         let mut text = self.text_of_end(page);
         if text.is_empty() {
@@ -310,18 +312,18 @@ impl Watch {
     }
 }
 
-/// The run, as the watcher has seen it until now.
+/// The watcher's knowledge of the run so far.
 struct Watched<'s> {
     listener: Option<OwnedFd>,
     speaker: &'s Speaker,
     first: First,
-    /// The refusals that were reported, by the program's name.
+    /// The refused requests that were already reported: the program's name, and the kind of request.
     said: Vec<(String, Wish)>,
     next_event: Cursor,
     held_back: u64,
 }
 
-/// The state of the first process.
+/// The state of the run's first process, the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum First {
     Runs,
@@ -329,13 +331,14 @@ enum First {
 }
 
 impl Watched<'_> {
-    /// Returns true if a process of the run is left: one under the door, or, if nobody listens at the door, one that
-    /// has the state page.
+    /// Returns true if a process of the run is left: a process under the seccomp filter, or, if the filter
+    /// has no listener, a process that has the state page mapped.
     fn goes_on(&self, page: &StateFile) -> bool {
         self.first == First::Runs || self.listener.is_some() || !is_over(page)
     }
 
-    /// Reports a refused request once for each program and kind, as a program may try again without end.
+    /// Reports a refused request once for each program and kind of request, because a program may repeat the
+    /// request endlessly.
     fn say_once(&mut self, knock: Knock, comm: String) {
         const MOST: usize = 64;
         let one = (comm, knock.wish);
@@ -356,7 +359,7 @@ impl Watched<'_> {
     }
 }
 
-/// Returns true if no process has the state page, nor has a moment later.
+/// Returns true if no process has the state page mapped, neither now nor 50 ms later.
 fn is_over(page: &StateFile) -> bool {
     !page.has_others() && {
         thread::sleep(EXEC);
@@ -364,7 +367,7 @@ fn is_over(page: &StateFile) -> bool {
     }
 }
 
-/// Returns the name of the program that has asked at the door.
+/// Returns the name of the program that made the refused request.
 fn comm(knock: Knock) -> String {
     let comm = fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
     comm.trim().to_owned()
@@ -374,7 +377,7 @@ fn is_file(fd: BorrowedFd<'_>) -> bool {
     fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
-/// Reads the page. If that fails, the function returns the reason.
+/// Reads the state page. If that fails, the function returns the reason.
 fn snapshot(page: &StateFile) -> Result<Snapshot, String> {
     let bytes = page.bytes().map_err(|error| error.to_string())?;
     Snapshot::new(&bytes).map_err(|bad| bad.to_string())

@@ -8,10 +8,11 @@ use msrgate_policy::trace::LineNumber;
 /// The time between two updates of the progress line.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// The number of trace lines between two readings of the clock: a power of two.
+/// The number of trace lines after which the clock is read again, to see if the progress line needs an
+/// update. It is a power of two.
 const LINES: u64 = 1 << 10;
 
-/// The progress line. It is shown only if standard error is a terminal.
+/// The progress line. The line is shown only if standard error is a terminal.
 pub(super) struct Progress {
     is_terminal: bool,
     size: Option<u64>,
@@ -30,7 +31,8 @@ impl Progress {
         }
     }
 
-    /// Shows that the trace was read up to the end of this line; `bytes` is the number of bytes up to there.
+    /// Updates the progress line after a line of the trace was read. `bytes` is the number of the trace's
+    /// bytes up to the end of that line.
     pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
         if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
             return;
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_line_has_percentage_for_file_and_none_for_stream() {
+    fn progress_line_shows_percentage_only_if_size_of_trace_is_known() {
         let (line, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
         let half = text(line, 3 << 20, Some(6 << 20));
         assert_eq!(half, "1 lines, 3 MiB, 50 %");

@@ -1,4 +1,4 @@
-//! The report of a replay, for people and for programs.
+//! The report of `msrgate replay`: text for people, and JSON for programs.
 
 use std::io::{self, Write};
 
@@ -12,13 +12,13 @@ use crate::output::{self, SCHEMA};
 
 use super::selected::Selected;
 
-/// The number of rows of one verdict that the text shows. The JSON has all rows.
+/// The largest number of rows that the text report shows for one verdict. The JSON report has all rows.
 const SHOWN: usize = 40;
 
-/// The number of tasks that a message names.
+/// The largest number of tasks that a message names.
 const SHOWN_TASKS: usize = 8;
 
-/// The facts about accesses that no trace of the event `kvm:kvm_msr` contains.
+/// Sentences about accesses, each with a fact that a trace of the event `kvm:kvm_msr` cannot show.
 const CANNOT_SHOW: [&str; 7] = [
     "accesses that a filter sent to user space: their only event is kvm_userspace_exit with reason 29 or 30, which does not name the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
@@ -36,7 +36,8 @@ pub(super) struct Report<'r> {
     trace: &'r str,
     /// The processor that the report is about; null if the policy is the same for all processors.
     cpu: Option<String>,
-    /// True if the trace was read to its end, and the policy surely denies none of its accesses.
+    /// True if the trace was read to its end, and it is certain that the policy denies none of the trace's
+    /// accesses.
     ok: bool,
     /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
     stopped_after_line: Option<u64>,
@@ -44,23 +45,26 @@ pub(super) struct Report<'r> {
     accesses: u64,
     allowed: u64,
     answered: u64,
-    /// The number of writes that may be denied. The decision about such a write depends on the register's
-    /// value, which the trace does not show.
+    /// The number of writes for which it is uncertain if the policy denies them: the decision depends on the
+    /// register's value, which the trace does not show.
     unsure: u64,
     refused: u64,
     rows: Vec<Listed<'r>>,
-    /// The number of accesses that `rows` leaves out, so that its size is bounded. The counts above include
-    /// them.
+    /// The number of accesses that `rows` leaves out, because the size of `rows` is bounded. The counts in
+    /// the other fields include these accesses.
     unlisted: u64,
     deflected: Deflected,
     other_events: u64,
-    /// The tasks that made accesses, also those that `--task` leaves out.
+    /// The tasks that made accesses in the trace, including tasks that `--task` does not select.
     tasks: Vec<OfTask>,
-    /// Tasks that show that the trace is of several VMs; empty if it shows one, or does not tell.
+    /// One task of each VM, if the trace shows accesses of several VMs; empty if it shows one VM, or does
+    /// not tell.
     several_vms: Vec<String>,
-    /// The number of accesses, also counted in `other_events`, of tasks that `--task` leaves out, and of those
-    /// whose task the trace does not name.
+    /// The number of accesses of tasks that `--task` does not select. The number `other_events` counts them,
+    /// too.
     skipped: u64,
+    /// The number of accesses whose task the trace does not name, if `--task` selects tasks. The number `other_events`
+    /// counts them, too.
     without_task: u64,
     lost_events: u64,
     unreadable: Unreadable,
@@ -74,13 +78,15 @@ struct Listed<'r> {
     access: String,
     verdict: &'static str,
     count: u64,
-    /// The number of accesses of this row that got #GP when they were recorded.
+    /// The number of accesses of this row for which the guest got #GP when the trace was recorded.
     faulted: u64,
     first_line: u64,
     first_value: Option<String>,
-    /// The line of the policy that decides; null for the default, and for x2APIC registers.
+    /// The line of the policy that decides about the accesses; null if the default action decides, and for
+    /// x2APIC registers.
     policy_line: Option<u32>,
-    /// The file of the line that decides: the policy itself, or a file that it includes.
+    /// The file of the line that decides about the accesses: the policy itself, or a file that the policy
+    /// includes.
     policy_file: Option<&'r str>,
     entry: Option<&'r str>,
 }
@@ -188,7 +194,7 @@ const fn word(fate: Fate) -> &'static str {
     }
 }
 
-/// Returns the reason for which a replay of a trace without accesses has no answer.
+/// Returns the message that says why `replay` gives no answer for a trace without accesses.
 pub(in crate::commands) fn no_access(totals: &Totals, selected: &Selected<'_>) -> String {
     let why = match named(selected) {
         Some(tasks) if selected.is_part() => {
@@ -287,7 +293,7 @@ fn first(row: &Row) -> String {
     }
 }
 
-/// Returns the remark that the guest got #GP already when the accesses were recorded.
+/// Returns the remark that the guest got #GP for these accesses when the trace was recorded.
 fn faulted(row: &Row) -> String {
     match (row.faulted, row.count) {
         (0, _) => String::new(),
@@ -305,7 +311,7 @@ fn exempt(row: &Row) -> &'static str {
     }
 }
 
-/// Returns the part of the policy that decides the access, in words.
+/// Returns words for the part of the policy that decides about the accesses of a row.
 fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
     match (explanation.by, explanation.entry) {
@@ -317,7 +323,8 @@ fn said(replay: &Replay<'_>, row: &Row) -> String {
     }
 }
 
-/// Returns the tasks of a trace for a message: the first few, and the number of all others.
+/// Returns the tasks of a trace as text for a message: the first [`SHOWN_TASKS`] of them, and the number of
+/// the others.
 fn named(selected: &Selected<'_>) -> Option<String> {
     let tasks = tasks(selected);
     let first: Vec<_> = tasks
@@ -379,7 +386,7 @@ fn remarks(totals: &Totals, selected: &Selected<'_>) -> Vec<String> {
     remarks
 }
 
-/// Returns the remarks about the tasks of a trace.
+/// Returns the remarks of the text report about the tasks of a trace.
 fn of_tasks(selected: &Selected<'_>) -> Vec<String> {
     let mut remarks = Vec::new();
     let vms = several_vms(selected);
@@ -406,7 +413,8 @@ fn of_tasks(selected: &Selected<'_>) -> Vec<String> {
     remarks
 }
 
-/// Returns the line numbers, such as `line 3`, `lines 3, 7`, or `lines 1, 2, 3, 4, 5 and 8 more`.
+/// Returns the numbers of the trace's lines as text, such as `line 3`, `lines 3, 7`, or
+/// `lines 1, 2, 3, 4, 5 and 8 more`.
 fn places(count: u64, first: &[LineNumber]) -> String {
     let named: Vec<_> = first.iter().map(ToString::to_string).collect();
     let more = match count - first.len() as u64 {

@@ -1,4 +1,4 @@
-//! The accesses that `--task` selects, and the tasks of the trace.
+//! The selection of a trace's accesses by `--task`, and the list of the trace's tasks.
 
 use msrgate_policy::trace::{Line, Task, Tasks};
 
@@ -6,14 +6,14 @@ use msrgate_policy::trace::{Line, Task, Tasks};
 pub(in crate::commands) struct Selected<'a> {
     wanted: &'a [String],
     tasks: Tasks,
-    /// The number of accesses of other tasks.
+    /// The number of accesses of tasks that are not selected.
     skipped: u64,
     /// The number of accesses whose task the trace does not name, if tasks are selected.
     nameless: u64,
 }
 
 impl<'a> Selected<'a> {
-    /// Returns a selection of these tasks, or of all if none is wanted.
+    /// Returns a selection of the tasks `wanted`, or of all tasks if `wanted` is empty.
     pub(in crate::commands) fn new(wanted: &'a [String]) -> Self {
         Self {
             wanted,
@@ -23,7 +23,8 @@ impl<'a> Selected<'a> {
         }
     }
 
-    /// Counts the task of a line. Returns the line, or another event in place of an access that is not selected.
+    /// Counts the task of a trace's line, and returns the line. If the line is an access that is not
+    /// selected, returns an event that is no access in its place.
     pub(in crate::commands) fn of_line<'t>(
         &mut self,
         line: Line,
@@ -52,7 +53,7 @@ impl<'a> Selected<'a> {
         }
     }
 
-    /// The tasks of the trace.
+    /// The tasks that the trace names.
     pub(in crate::commands) const fn tasks(&self) -> &Tasks {
         &self.tasks
     }

@@ -22,7 +22,7 @@ struct Report {
     summary: Summary,
 }
 
-/// The result of one access in one pass.
+/// The result of one access in one pass of the test.
 #[derive(Serialize)]
 struct Row {
     index: String,
@@ -33,8 +33,8 @@ struct Row {
     pass: &'static str,
     expected: &'static str,
     observed: &'static str,
-    /// The reason of an exit; for a fault, KVM's own reason to refuse the access; or the reason why the
-    /// access was not tried.
+    /// The reason of the exit to user space; or, if the guest got a fault, KVM's own reason to refuse the
+    /// access; or the reason why the test did not try the access.
     reason: Option<String>,
     value: Option<String>,
     ok: bool,
@@ -143,7 +143,7 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
     }
 }
 
-/// Prints the lines above the results: the backend that measures them, and the policy.
+/// Prints the lines above the results: the backend on which the guest runs, and the policy.
 pub(super) fn heading(
     out: &mut dyn Write,
     policy: &Policy,
@@ -174,7 +174,8 @@ pub(super) fn heading(
     )
 }
 
-/// Prints one line for each access: what the policy promises, and what the guest got in both passes.
+/// Prints one line for each access: the result that the policy promises, and the result that the guest got
+/// in each of the two passes.
 pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) -> io::Result<()> {
     let (exits, faults) = measured.split_at(measured.len() / 2);
     let bold = anstyle::Style::new().bold();
@@ -229,7 +230,7 @@ fn line(out: &mut dyn Write, exits: &Measured, faults: &Measured) -> io::Result<
     Ok(())
 }
 
-/// Returns the results of both passes in a few words.
+/// Returns the results of one access in both passes, in a few words.
 fn got(exits: &Measured, faults: &Measured) -> String {
     match (exits.seen, faults.seen) {
         (Seen::NotTried(why), _) => format!("not tried: {}", not_tried(exits.case.index, why)),
