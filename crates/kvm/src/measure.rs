@@ -12,6 +12,7 @@ mod backend;
 mod changeable;
 mod doctor;
 pub(crate) mod guest;
+mod machine_checks;
 mod model;
 mod observed;
 mod supported;

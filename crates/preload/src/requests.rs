@@ -22,7 +22,7 @@ use crate::run::{self, First, Ran};
 use crate::state::{self, Run};
 use crate::sys::{self, Returned};
 use crate::table::{FDS, Held};
-use crate::thing::{Thing, Vcpu, Vm, capability};
+use crate::thing::{Refusal, Thing, Vcpu, Vm, capability};
 
 /// Request numbers (`linux/kvm.h`). The kernel looks at their low 32 bits only.
 pub(crate) const KVM_RUN: u32 = 0xae80;
@@ -178,7 +178,7 @@ pub(crate) fn other(request: Request) -> Returned {
             #[expect(clippy::cast_possible_truncation, reason = "KVM looks at the low half")]
             let id = request.address() as u32;
             add(process, request.pass(), move |fd| {
-                let vm = held.vm().ok_or("the descriptor is no VM's")?;
+                let vm = held.vm().ok_or("the descriptor is no VM's".to_owned())?;
                 Ok(Thing::Vcpu(Arc::new(Vcpu::new(fd, id, Arc::clone(vm))?)))
             })
         }
@@ -258,7 +258,7 @@ fn refuse(errno: i32, why: &str) -> Returned {
 fn add(
     process: &'static Process,
     returned: Returned,
-    make: impl FnOnce(RawFd) -> Result<Thing, String> + Send + 'static,
+    make: impl FnOnce(RawFd) -> Result<Thing, Refusal> + Send + 'static,
 ) -> Returned {
     let Ok(fd) = returned.get() else {
         return returned;
@@ -273,20 +273,16 @@ fn add(
     let added = process.helper.ask(move || {
         process.table.take_stale();
         process.table.put(fd, make(fd)?);
-        Ok::<_, String>(())
+        Ok::<_, Refusal>(())
     });
-    match added {
-        Some(Ok(())) => returned,
-        failed => {
-            sys::close(fd);
-            let why = failed.and_then(Result::err);
-            let why = why.as_deref().unwrap_or(NO_HELPER);
-            refuse(
-                libc::EPERM,
-                &format!("the policy cannot be put into the VM: {why}"),
-            )
-        }
-    }
+    let refusal = match added {
+        Some(Ok(())) => return returned,
+        Some(Err(refusal)) => refusal,
+        None => Refusal::from(NO_HELPER.to_owned()),
+    };
+    sys::close(fd);
+    let sentence = format!("the VM or vCPU cannot be guarded: {}", refusal.why);
+    refuse(refusal.errno, &sentence)
 }
 
 /// A CPUID entry in the argument of `KVM_SET_CPUID` or `KVM_SET_CPUID2`. Both arguments have a header of the

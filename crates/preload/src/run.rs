@@ -27,6 +27,10 @@ const LONG: Duration = Duration::from_micros(100);
 /// check. A VMM that catches no signals thus spends at most a hundredth of its time on these checks.
 const QUESTIONS: u32 = 100;
 
+/// The longest pause between two such checks. On a busy machine a check takes so long that the pause would otherwise be
+/// seconds, and a VMM that begins to catch signals would not notice a kick meanwhile.
+const LONGEST: Duration = Duration::from_millis(20);
+
 /// True once the process was found to catch signals with which it may make `KVM_RUN` return.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
@@ -156,7 +160,7 @@ fn is_turn_over(
     let are_caught = is_over && are_caught(process);
     if is_over && !are_caught {
         let asked = Instant::now();
-        times.uncaught = Some(asked + TURN.max((asked - now) * QUESTIONS));
+        times.uncaught = Some(asked + ((asked - now) * QUESTIONS).clamp(TURN, LONGEST));
         *since = Some(asked);
     }
     TIMES.set(times);

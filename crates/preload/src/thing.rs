@@ -51,10 +51,34 @@ impl Thing {
     }
 }
 
+/// The reason why the library cannot guard a VM or a vCPU.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// The error of the VMM's request.
+    pub(crate) errno: i32,
+    /// The reason, as a sentence.
+    pub(crate) why: String,
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self {
+            errno: libc::EPERM,
+            why,
+        }
+    }
+}
+
 /// Duplicates a descriptor of the VMM's, so that the library still has a descriptor after the VMM has closed
 /// its own.
-fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
-    own_fds::duplicate(fd).map_err(|error| format!("no descriptor is left: {error}"))
+fn duplicate(fd: RawFd) -> Result<OwnedFd, Refusal> {
+    own_fds::duplicate(fd).map_err(|error| match error.raw_os_error() {
+        Some(errno @ libc::EMFILE) => Refusal {
+            errno,
+            why: "no descriptor is left for the library, which needs one for each VM and vCPU: raise the limit of descriptors (ulimit -n)".to_owned(),
+        },
+        _ => Refusal::from(format!("its descriptor cannot be duplicated: {error}")),
+    })
 }
 
 /// A VM with its gate. The table's entries for the VM and for its vCPUs keep this value alive.
@@ -102,7 +126,7 @@ impl Vm {
         fd: RawFd,
         page: Page<'static>,
         process: &'static Process,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Refusal> {
         let program = Program::decode(&page.program())
             .map_err(|error| format!("the run's program cannot be read: {error}"))?;
         let ignore_msrs = match page.ignore_msrs() {
@@ -198,7 +222,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// A sentence that says why the descriptor cannot be duplicated or the vCPU's page cannot be mapped.
-    pub(crate) fn new(fd: RawFd, id: u32, vm: Arc<Vm>) -> Result<Self, String> {
+    pub(crate) fn new(fd: RawFd, id: u32, vm: Arc<Vm>) -> Result<Self, Refusal> {
         Ok(Self {
             id,
             gate: Mutex::new(None),

@@ -55,7 +55,7 @@ fn vcpu_is_refused_if_no_descriptor_number_is_free_for_library() {
     let Some(ran) = descriptors(DENIES, "too-low-limit") else {
         return;
     };
-    assert_eq!(ran.out, "VM 4, vCPU -1, Operation not permitted\n");
+    assert_eq!(ran.out, "VM 4, vCPU -1, Too many open files\n");
     assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
     assert!(ran.err.contains("no descriptor is left"), "{}", ran.err);
 }

@@ -75,7 +75,7 @@ fn child_forked_while_other_threads_make_vms_can_make_guarded_vm() {
 /// call. The VMM then gets no VM, or the process ends: no guest runs without the policy.
 #[test]
 fn seccomp_filter_that_stops_helper_thread_leaves_no_guest_without_policy() {
-    let refused = "msrgate: the policy cannot be put into the VM: ";
+    let refused = "msrgate: the VM or vCPU cannot be guarded: ";
     let Some(ran) = endings(DENIES, "forbidden-by-error") else {
         return;
     };

@@ -167,6 +167,40 @@ fn exec_exits_125_if_state_page_exceeds_limit_of_file_size() {
     assert_eq!(status, 125);
 }
 
+/// Under any limit of descriptors, a run ends: as its program does, or with 125 or 126 and a message. The program's
+/// status is 7. One limit leaves the watcher, which is forked from `exec`, not a single free descriptor.
+#[test]
+fn exec_ends_under_any_limit_of_descriptors() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let mut exec = lab.exec(&["--summary", "summary"]);
+    exec.args(["sh", "-c", "exit 7"]);
+    let mut statuses = Vec::new();
+    for limit in 4..20 {
+        let script = format!("ulimit -n {limit}; exec timeout 60 \"$@\"");
+        let output = lab.script(&[], &script, &exec).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let status = output.status.code().unwrap();
+        assert!(
+            [7, 125, 126].contains(&status),
+            "limit {limit}: {status} {said}"
+        );
+        assert_eq!(
+            said.lines().count() > 0,
+            status >= 125,
+            "limit {limit}: {said}"
+        );
+        statuses.push(status);
+    }
+    assert!(
+        statuses.is_sorted_by(|low, high| (*low == 7) <= (*high == 7)),
+        "{statuses:?}"
+    );
+    assert_eq!(statuses.last(), Some(&7));
+    lab.assert_no_page_is_left();
+}
+
 /// The state page's file has the mode 600 even under a umask of 777, so that the library can open the file.
 #[test]
 fn state_page_file_has_mode_600_under_umask_777() {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::measure::guest::{Apic, Guest, GuestError};
+use crate::measure::machine_checks::set_up_machine_checks;
 use crate::measure::observed::{Observed, Step};
 use crate::probe::HostCaps;
-use crate::sys::calls::{enable_reasons, set_up_machine_checks};
+use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
 /// A VM with one vCPU. A test can set the filter and the mask of exit reasons of this VM, and run scripts of

@@ -39,8 +39,6 @@ ioctl_iow_nr!(KVM_SET_MSRS, KVMIO, 0x89, kvm_msrs);
 ioctl_ior_nr!(KVM_GET_MP_STATE, KVMIO, 0x98, kvm_mp_state);
 ioctl_iowr_nr!(KVM_GET_CPUID2, KVMIO, 0x91, kvm_cpuid2);
 ioctl_iow_nr!(KVM_SET_MP_STATE, KVMIO, 0x99, kvm_mp_state);
-ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
-ioctl_ior_nr!(KVM_X86_GET_MCE_CAP_SUPPORTED, KVMIO, 0x9d, u64);
 ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, kvm_enable_cap);
 ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 
@@ -186,22 +184,6 @@ pub(crate) fn registers(vcpu: &impl AsRawFd) -> Result<kvm_regs, CallErrno> {
 pub(crate) fn set_registers(vcpu: &impl AsRawFd, registers: &kvm_regs) -> Result<(), CallErrno> {
     // SAFETY: the kernel reads one kvm_regs from `registers`.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_REGS(), registers) }).map(drop)
-}
-
-/// Gives the vCPU all machine-check features that KVM supports (`KVM_X86_GET_MCE_CAP_SUPPORTED`), and the
-/// largest number of banks (`KVM_X86_SETUP_MCE`).
-pub(crate) fn set_up_machine_checks(
-    kvm: &impl AsRawFd,
-    vcpu: &impl AsRawFd,
-) -> Result<(), CallErrno> {
-    /// `KVM_MAX_MCE_BANKS`; the number of banks is in the lowest bits of the argument.
-    const BANKS: u64 = 32;
-    let mut features = 0_u64;
-    // SAFETY: the kernel writes one u64 to `features`.
-    checked(unsafe { ioctl_with_mut_ref(kvm, KVM_X86_GET_MCE_CAP_SUPPORTED(), &mut features) })?;
-    let request = features | BANKS;
-    // SAFETY: the kernel reads one u64 from `request`, and keeps no pointer to it.
-    checked(unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &request) }).map(drop)
 }
 
 /// Reads the vCPU's multiprocessing state, `KVM_MP_STATE_*`: running, halted, or waiting for INIT or SIPI.
@@ -361,7 +343,7 @@ struct NestedState {
     rest: [u8; NESTED_BYTES],
 }
 
-fn checked(answer: i32) -> Result<u32, CallErrno> {
+pub(crate) fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 

@@ -83,7 +83,7 @@ pub(super) struct Received {
 }
 
 /// Receives the message that the VMM is about to start. Returns `None` if the other process has ended, or
-/// has sent that the VMM does not start.
+/// has sent that the VMM does not start, or if there is no descriptor left for the listener.
 pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
@@ -101,6 +101,9 @@ pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
         RecvAncillaryMessage::ScmRights(mut all) => all.next(),
         _ => None,
     });
+    if byte == *WITH_LISTENER && descriptors.is_none() {
+        return None;
+    }
     Some(Received {
         listener: descriptors,
     })

@@ -249,9 +249,13 @@ fn line(
             let _ = write!(text, "; {grant}");
         }
     } else {
+        let answer = match kind.access {
+            Access::Read => "value",
+            Access::Write => "ignore",
+        };
         let _ = write!(
             text,
-            ", which KVM does not know, {who}{when}; to answer: an entry with `value` or `ignore`, or [unknown]"
+            ", which KVM does not know, {who}{when}; to answer: `{answer}` in an entry for this MSR, or the key `unknown` if no entry names it"
         );
     }
     text
