@@ -88,7 +88,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     Ok(())
 }
 
-/// Checks that [`write`] can make a file at `path`, where no file is. Nothing is left of the attempt.
+/// Checks that [`write()`] can make a file at `path`, where no file is. Nothing is left of the attempt.
 ///
 /// # Errors
 /// The folder is missing, or takes no new file.
