@@ -66,7 +66,7 @@ const WILD: u64 = 1 << 62;
 
 /// Tells if KVM refuses a guest's own writes of [`WILD`]. With QEMU's SVM these writes succeed without
 /// reaching KVM.
-fn refuses_wild() -> bool {
+pub(super) fn refuses_wild() -> bool {
     static REFUSES: LazyLock<bool> = LazyLock::new(|| {
         let Some(mut kvm) = Machine::new(policy("default = 'allow'", ""), 1) else {
             return true;
