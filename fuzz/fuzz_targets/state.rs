@@ -9,6 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut page = NewRun {
         cookie: 1,
         reasons: 7,
+        watched: 0,
         ignore_msrs: 0,
         program: b"program",
         has_events: true,
