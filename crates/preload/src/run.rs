@@ -111,10 +111,13 @@ fn answered(
         if answered == Answered::ByVmm {
             return Ran::Returned(Returned::DONE);
         }
+        let is_over = is_turn_over(process, answered, &mut since);
+        // `is_turn_over` may have waited a second for a helper thread that ends. The VMM is then ended, and
+        // not told that a signal has come.
         if answered == Answered::Again {
             check_helper(process);
         }
-        if is_turn_over(process, answered, &mut since) {
+        if is_over {
             let returned = end_turn(process, vcpu);
             note_end_of_turn();
             return Ran::Returned(returned);
