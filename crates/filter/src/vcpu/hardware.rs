@@ -59,6 +59,13 @@ impl Intercepts {
         }
     }
 
+    pub(super) fn svm_map(&self) -> Option<&SvmMap> {
+        match self {
+            Self::Svm(_, map) => Some(map),
+            Self::All | Self::Vmx(..) => None,
+        }
+    }
+
     pub(super) fn of(&self, index: MsrIndex, access: Access) -> Intercept {
         let exits = match self {
             Self::All => true,

@@ -2,7 +2,7 @@
 
 use super::Vcpu;
 use super::hardware::{Hardware, Intercepts};
-use crate::intercept::PassThrough;
+use crate::intercept::{PassThrough, SvmMap};
 use crate::msr::{Access, MsrIndex};
 
 impl<R> Vcpu<R> {
@@ -19,6 +19,14 @@ impl<R> Vcpu<R> {
     ) {
         self.intercepts = Intercepts::new(hardware, wants);
         self.recompute();
+    }
+
+    /// The MSR permission map of a vCPU that [`Self::pass_through`] has put on a processor with SVM. A
+    /// hypervisor gives its address to the processor; the address stays the same until the next call of
+    /// [`Self::pass_through`].
+    #[must_use]
+    pub fn svm_map(&self) -> Option<&SvmMap> {
+        self.intercepts.svm_map()
     }
 
     /// Returns true if the request `MSR_FILTER_CHANGED` is pending: the vCPU handles the request at its
