@@ -107,11 +107,9 @@ pub(crate) mod tests {
         let mut bytes = Vec::new();
         for (name, file) in files.iter().chain(&[("TRAILER!!!", &b""[..])]) {
             let (size, name_size) = (file.len(), name.len() + 1);
-            let zero = "00000000";
-            let fields = format!(
-                "070701{z}{z}{z}{z}{z}{z}{size:08x}{z}{z}{z}{z}{name_size:08x}{z}{name}\0",
-                z = zero
-            );
+            let z = "00000000";
+            let fields =
+                format!("070701{z}{z}{z}{z}{z}{z}{size:08x}{z}{z}{z}{z}{name_size:08x}{z}{name}\0");
             bytes.extend(fields.bytes());
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             bytes.extend_from_slice(file);

@@ -139,7 +139,7 @@ impl Code {
         })
     }
 
-    /// Decodes the ModRM byte at `at`: the number of its register, and the position after the operand in
+    /// Decodes the byte `ModRM` at `at`: the number of its register, and the position after the operand in
     /// memory. Returns `None` if the operand is a register.
     fn operand(&self, at: usize) -> Option<(u8, usize)> {
         let modrm = self.at(at)?;

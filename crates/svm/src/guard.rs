@@ -169,7 +169,7 @@ impl<R: Registers> ProcessorGuard<R> {
         }
         // The vCPU handles its request here (S6.4), and leaves guest mode at once: the hypervisor itself
         // enters the guest.
-        drop(self.vcpu.enter());
+        let _entered = self.vcpu.enter();
     }
 
     /// The processor's MSR permission map, whose address never changes.

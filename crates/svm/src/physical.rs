@@ -28,7 +28,7 @@ impl Memory for Physical {
 
 impl Physical {
     /// Returns the bytes of `range`, before the guest starts.
-    pub(crate) fn bytes(&self, range: &Range<u64>) -> Option<&'static [u8]> {
+    pub(crate) fn bytes(range: &Range<u64>) -> Option<&'static [u8]> {
         let len = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
         let from = pointer(range.start, len)?;
         // SAFETY: the bytes are mapped. The boot loader put the archive there, and until the guest starts only
@@ -39,16 +39,23 @@ impl Physical {
 
 /// Reads a 32-bit register of a device.
 pub(crate) fn read_device(address: u64) -> Option<u32> {
-    let from = pointer(address, 4)?.cast::<u32>();
+    let from = register(address)?;
     // SAFETY: the address is mapped and a multiple of 4; a device answers.
-    from.is_aligned().then(|| unsafe { from.read_volatile() })
+    Some(unsafe { from.read_volatile() })
 }
 
 /// Writes to a 32-bit register of a device.
 pub(crate) fn write_device(address: u64, value: u32) -> Option<()> {
-    let to = pointer(address, 4)?.cast::<u32>();
+    let to = register(address)?;
     // SAFETY: as above; the guest asked for the effect on the device, or `processors` starts a processor.
-    to.is_aligned().then(|| unsafe { to.write_volatile(value) })
+    unsafe { to.write_volatile(value) };
+    Some(())
+}
+
+/// Returns the pointer to a device's register of 32 bits.
+fn register(address: u64) -> Option<*mut u32> {
+    let is_register = address.is_multiple_of(4) && is_guests(address, 4);
+    is_register.then(|| ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap_or(0)))
 }
 
 /// Returns the pointer to physical memory, unless it is the hypervisor's own or not mapped.

@@ -79,6 +79,10 @@ fn apic_id() -> u32 {
 /// # Errors
 /// The reason why the guest must not start, in words.
 pub(crate) fn start(ids: &[u32]) -> Result<(), &'static str> {
+    /// INIT for all processors but this one.
+    const INIT: u32 = 0xc_4500;
+    /// SIPI for all processors but this one, at the page of the trampoline.
+    const STARTUP: u32 = 0xc_4608;
     SHARED[0].id.store(apic_id(), Ordering::Release);
     // A machine without a MADT has one processor.
     let expected = ids.len().max(1);
@@ -97,12 +101,9 @@ pub(crate) fn start(ids: &[u32]) -> Result<(), &'static str> {
     memory
         .write(TRAMPOLINE, code)
         .ok_or("there is no memory at 0x8000")?;
-    const INIT_OTHERS: u32 = 0xc_4500;
-    const STARTUP_OTHERS: u32 = 0xc_4600;
-    write_device(APIC + ICR, INIT_OTHERS).ok_or("there is no APIC")?;
+    write_device(APIC + ICR, INIT).ok_or("there is no APIC")?;
     wait(10_000);
-    write_device(APIC + ICR, STARTUP_OTHERS | (TRAMPOLINE >> 12) as u32)
-        .ok_or("there is no APIC")?;
+    write_device(APIC + ICR, STARTUP).ok_or("there is no APIC")?;
     for _ in 0..2000 {
         if processors_started.load(Ordering::Acquire) as usize == expected {
             return Ok(());

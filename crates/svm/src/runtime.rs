@@ -90,8 +90,9 @@ pub(crate) fn load_idt() {
     for vector in 0..32usize {
         let at = stubs + 16 * vector as u64;
         let low = at & 0xffff | CODE_SEGMENT | INTERRUPT_GATE | (at >> 16 & 0xffff) << 48;
+        let gate = gates.wrapping_add(vector);
         // SAFETY: the IDT has 32 gates. Each processor writes the same values.
-        unsafe { gates.add(vector).write_volatile([low, at >> 32]) };
+        unsafe { gate.write_volatile([low, at >> 32]) };
     }
     let mut register = [0; 10];
     register[..2].copy_from_slice(&511u16.to_le_bytes());
@@ -149,10 +150,11 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(one: *const u8, other: *const u8, len: usize) -> i32 {
     for at in 0..len {
+        let (one, other) = (one.wrapping_add(at), other.wrapping_add(at));
         // SAFETY: the caller keeps memcmp's contract. A volatile read does not become a call of memcmp.
-        let one = unsafe { one.add(at).read_volatile() };
+        let one = unsafe { one.read_volatile() };
         // SAFETY: as above.
-        let other = unsafe { other.add(at).read_volatile() };
+        let other = unsafe { other.read_volatile() };
         if one != other {
             return i32::from(one) - i32::from(other);
         }

@@ -37,9 +37,7 @@ fn prepare(information: u64) -> Result<Processor, String> {
     }
     let mut memory = Physical;
     let machine = Machine::read(&memory, information).map_err(|error| text(&error))?;
-    let archive = memory
-        .bytes(&machine.archive)
-        .ok_or("the archive is out of reach")?;
+    let archive = Physical::bytes(&machine.archive).ok_or("the archive is out of reach")?;
     let files = files(archive).map_err(|error| text(&error))?;
     let program = program("program", files.program)?;
     let replacement = files

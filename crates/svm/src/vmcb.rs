@@ -257,10 +257,10 @@ impl Vmcb {
         const HAS_ERROR_CODE: u64 = 1 << 11;
         let event = match exception {
             Exception::Nmi => NMI,
-            Exception::Debug => EXCEPTION | 1,
-            Exception::UndefinedOpcode => EXCEPTION | 6,
-            Exception::GeneralProtection if self.get(field::CR0) & 1 == 0 => EXCEPTION | 13,
-            Exception::GeneralProtection => EXCEPTION | 13 | HAS_ERROR_CODE,
+            Exception::Debug => EXCEPTION | 0x1,
+            Exception::UndefinedOpcode => EXCEPTION | 0x6,
+            Exception::GeneralProtection if self.get(field::CR0) & 1 == 0 => EXCEPTION | 0xd,
+            Exception::GeneralProtection => EXCEPTION | 0xd | HAS_ERROR_CODE,
         };
         self.put(field::EVENT_INJECTION, VALID | event);
     }

@@ -16,10 +16,10 @@ pub(super) fn rsdp(memory: &impl Memory, given: u64) -> Option<u64> {
 
 /// Returns the address and the length of the table with this signature.
 fn table(memory: &impl Memory, rsdp: u64, signature: [u8; 4]) -> Option<(u64, u32)> {
-    let rsdt = u64::from(memory.u32(rsdp + 16)?);
-    let len = u64::from(memory.u32(rsdt + 4)?);
+    let root = u64::from(memory.u32(rsdp + 16)?);
+    let len = u64::from(memory.u32(root + 4)?);
     let entries = (36..len.min(36 + 4 * 64)).step_by(4);
-    let tables = entries.filter_map(|at| memory.u32(rsdt + at).map(u64::from));
+    let tables = entries.filter_map(|at| memory.u32(root + at).map(u64::from));
     let signature = u32::from_le_bytes(signature);
     tables
         .filter(|&at| memory.u32(at) == Some(signature))
