@@ -1,0 +1,122 @@
+//! What a guest must not reach, and what the hypervisor does not start.
+
+use std::fs;
+
+use msrgate_filter::{Accesses, MsrIndex, Verdict};
+use msrgate_program::{Program, ProgramBuilder};
+
+use crate::guest::{Outcome, Step, kernel};
+use crate::machine::{Machine, Ran, cpio, has_qemu, steps};
+
+fn allows_all() -> Program {
+    ProgramBuilder::new(Verdict::Allow).build().unwrap()
+}
+
+#[test]
+fn instructions_of_svm_are_undefined_and_cpuid_hides_svm() {
+    if !has_qemu() {
+        return;
+    }
+    let tried = [
+        Step::Vmrun,
+        Step::Vmload,
+        Step::Vmsave,
+        Step::Stgi,
+        Step::Clgi,
+        Step::Skinit,
+        Step::Invlpga,
+        Step::Vmmcall(0),
+        Step::Cpuid(0x8000_0001),
+        Step::Cpuid(1),
+    ];
+    let (outcomes, _) = steps(&allows_all(), &tried);
+    assert_eq!(outcomes[..8], [Outcome::UndefinedOpcode; 8]);
+    let ecx = |outcome| match outcome {
+        Outcome::Done(value) => value & 0xffff_ffff,
+        other => panic!("CPUID gave {other:?}"),
+    };
+    assert_eq!(ecx(outcomes[8]) & 1 << 2, 0, "SVM");
+    assert_eq!(ecx(outcomes[9]) & 1 << 21, 0, "x2APIC");
+}
+
+#[test]
+fn guest_that_reads_hypervisors_memory_ends_machine() {
+    if !has_qemu() {
+        return;
+    }
+    for address in [0x20_0000, 0x3f_fffc] {
+        let ran = Machine::new(&allows_all(), kernel(&[Step::Memory(address)])).run();
+        refused(&ran, 0x33, &format!("the guest touched {address:#x}"));
+    }
+}
+
+#[test]
+fn debug_console_is_closed_to_guest() {
+    if !has_qemu() {
+        return;
+    }
+    let (outcomes, _) = steps(&allows_all(), &[Step::Port(0xe9)]);
+    assert_eq!(outcomes, [Outcome::Done(0xe9 << 32 | 0xff)]);
+}
+
+/// Checks that the machine has ended with this status and this sentence.
+fn refused(ran: &Ran, status: i32, sentence: &str) {
+    let said = String::from_utf8_lossy(&ran.serial);
+    assert_eq!(ran.status, Some(status * 2 + 1), "{said}{}", ran.debug);
+    assert!(said.contains(sentence), "{said}");
+    assert!(ran.debug.contains(sentence), "{}", ran.debug);
+}
+
+const NOT_STARTED: i32 = 0x32;
+
+#[test]
+fn machine_that_cannot_be_guarded_is_refused_with_sentence() {
+    if !has_qemu() {
+        return;
+    }
+    let machine = || Machine::new(&allows_all(), kernel(&[]));
+    let ran = machine().cpu("EPYC,-svm").run();
+    refused(&ran, 0x39, "this processor has no SVM");
+    let ran = machine().cpu("EPYC,+svm,-npt").run();
+    refused(&ran, NOT_STARTED, "this processor has no nested paging");
+    let ran = machine().options(&["-smp", "9"]).run();
+    refused(&ran, NOT_STARTED, "more than 8 processors");
+}
+
+#[test]
+fn bad_archive_is_refused_with_sentence() {
+    if !has_qemu() {
+        return;
+    }
+    let folder = tempfile::TempDir::new().unwrap();
+    let machine = || Machine::new(&allows_all(), kernel(&[]));
+    let ran = machine().run_with(folder.path(), None);
+    refused(&ran, NOT_STARTED, "there is no archive");
+    let archive = folder.path().join("archive");
+    fs::write(&archive, b"070701").unwrap();
+    let ran = machine().run_with(folder.path(), Some(&archive));
+    refused(&ran, NOT_STARTED, "the archive is no cpio archive");
+    fs::write(&archive, cpio(&[("kernel", kernel(&[]))])).unwrap();
+    let ran = machine().run_with(folder.path(), Some(&archive));
+    refused(&ran, NOT_STARTED, "the archive has no file \"program\"");
+}
+
+#[test]
+fn bad_file_of_archive_is_refused_with_sentence() {
+    if !has_qemu() {
+        return;
+    }
+    let machine = || Machine::new(&allows_all(), kernel(&[]));
+    let ran = machine().file("kernel", b"#!/bin/sh".to_vec()).run();
+    refused(
+        &ran,
+        NOT_STARTED,
+        "neither a bzImage nor a multiboot kernel",
+    );
+    let ran = machine().file("program", b"no program".to_vec()).run();
+    refused(&ran, NOT_STARTED, "the file \"program\" of the archive: ");
+    let index = MsrIndex::new(0x10);
+    let asks = ProgramBuilder::new(Verdict::Allow).handler(index, Accesses::Read, "vmm");
+    let ran = Machine::new(&asks.build().unwrap(), kernel(&[])).run();
+    refused(&ran, NOT_STARTED, "the program names a handler or a device");
+}
