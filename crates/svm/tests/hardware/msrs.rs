@@ -1,12 +1,12 @@
 //! MSR accesses of a guest, on hardware's own map.
 
+use msrgate_emulated::{Ended, Outcome, Step};
 use msrgate_filter::{Access, Accesses, MsrIndex, Verdict};
 use msrgate_program::{
     Action, Log, Mode, MsrRange, Program, ProgramBuilder, Unknown, UnknownAction,
 };
 
-use crate::guest::{Outcome, Step, kernel};
-use crate::machine::{Machine, has_qemu, steps};
+use crate::{completed, has_qemu, machine, steps};
 
 const LSTAR: u32 = 0xc000_0082;
 const PAT: u32 = 0x277;
@@ -37,7 +37,7 @@ fn allowed_accesses_reach_register_and_do_not_exit() {
     ];
     let (outcomes, ran) = steps(&program, &tried);
     assert_eq!(outcomes[1..], [Outcome::Done(0x1234_5678_9abc); 2]);
-    assert_eq!(ran.exits("msr"), 0);
+    assert_eq!(ran.exits("msr"), Some(0));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn each_answer_of_policy_reaches_guest() {
     assert_eq!(outcomes[5], Outcome::GeneralProtection);
     assert!(matches!(outcomes[6], Outcome::Done(_)));
     assert_eq!(outcomes[7], Outcome::Done(5));
-    assert_eq!(ran.exits("msr"), 6);
+    assert_eq!(ran.exits("msr"), Some(6));
     let events = ran.events();
     assert_eq!(events.len(), 2, "{}", ran.debug);
     assert_eq!(events[0]["msr"], "0xc0000082");
@@ -116,7 +116,7 @@ fn refused_access_always_exits_at_edges_of_map_and_outside() {
             .all(|one| *one == Outcome::GeneralProtection),
         "{outcomes:?}"
     );
-    assert_eq!(ran.exits("msr"), tried.len() as u64);
+    assert_eq!(ran.exits("msr"), Some(tried.len() as u64));
     assert_eq!(ran.events().len(), tried.len());
 }
 
@@ -210,7 +210,7 @@ fn registers_that_hypervisor_keeps_are_refused_under_policy_that_allows_all() {
     let tried: Vec<_> = both.chain(writes).collect();
     let (outcomes, ran) = steps(&built(allowing()), &tried);
     assert_eq!(outcomes, vec![Outcome::GeneralProtection; tried.len()]);
-    assert_eq!(ran.exits("msr"), tried.len() as u64);
+    assert_eq!(ran.exits("msr"), Some(tried.len() as u64));
 }
 
 #[test]
@@ -219,8 +219,8 @@ fn killed_access_ends_machine_with_message() {
         return;
     }
     let program = built(allowing().action(msr(LSTAR), Access::Write, &Action::Kill));
-    let ran = Machine::new(&program, kernel(&[Step::Write(LSTAR, 1)])).run();
-    assert_eq!(ran.status, Some(0x37 * 2 + 1));
+    let ran = machine(&program, &[Step::Write(LSTAR, 1)]).run().unwrap();
+    assert_eq!(ran.ended, Ended::Code(0x37));
     let said = String::from_utf8(ran.serial).unwrap();
     assert!(
         said.contains("the policy ends the machine at a write of 0xc0000082"),
@@ -240,19 +240,17 @@ fn hypercall_replaces_program_only_if_policy_allows_it_by_entry() {
     ];
     let replacement = built(ProgramBuilder::new(Verdict::Deny)).encode();
     let with_entry = built(allowing().allow(MsrRange::one(msr(REPLACE)), Accesses::Write));
-    let run = |program: &Program, has_replacement| {
-        let mut machine = Machine::new(program, kernel(&tried));
-        if has_replacement {
-            machine = machine.file("replacement", replacement.clone());
-        }
-        let ran = machine.run();
-        assert_eq!(ran.status, Some(0x21), "{}", ran.debug);
-        crate::guest::outcomes(&ran.serial)
+    let run = |program: &Program| completed(&machine(program, &tried)).0;
+    let run_with_replacement = |program: &Program| {
+        completed(&machine(program, &tried).file("replacement", &replacement)).0
     };
     let ud = Outcome::UndefinedOpcode;
-    let outcomes = run(&with_entry, true);
+    let outcomes = run_with_replacement(&with_entry);
     assert!(matches!(outcomes[0], Outcome::Done(_)), "{outcomes:?}");
     assert_eq!(outcomes[1..], [Outcome::GeneralProtection, ud]);
-    assert_eq!(run(&with_entry, false), [ud, Outcome::Done(0), ud]);
-    assert_eq!(run(&built(allowing()), true), [ud, Outcome::Done(0), ud]);
+    assert_eq!(run(&with_entry), [ud, Outcome::Done(0), ud]);
+    assert_eq!(
+        run_with_replacement(&built(allowing())),
+        [ud, Outcome::Done(0), ud]
+    );
 }

@@ -1,12 +1,10 @@
 //! What a guest must not reach, and what the hypervisor does not start.
 
-use std::fs;
-
+use msrgate_emulated::{Ended, Outcome, Ran, Step, archive, kernel};
 use msrgate_filter::{Accesses, MsrIndex, Verdict};
 use msrgate_program::{Program, ProgramBuilder};
 
-use crate::guest::{Outcome, Step, kernel};
-use crate::machine::{Machine, Ran, cpio, has_qemu, steps};
+use crate::{has_qemu, machine, steps};
 
 fn allows_all() -> Program {
     ProgramBuilder::new(Verdict::Allow).build().unwrap()
@@ -45,7 +43,9 @@ fn guest_that_reads_hypervisors_memory_ends_machine() {
         return;
     }
     for address in [0x20_0000, 0x3f_fffc] {
-        let ran = Machine::new(&allows_all(), kernel(&[Step::Memory(address)])).run();
+        let ran = machine(&allows_all(), &[Step::Memory(address)])
+            .run()
+            .unwrap();
         refused(&ran, 0x33, &format!("the guest touched {address:#x}"));
     }
 }
@@ -60,26 +60,26 @@ fn debug_console_is_closed_to_guest() {
 }
 
 /// Checks that the machine has ended with this status and this sentence.
-fn refused(ran: &Ran, status: i32, sentence: &str) {
+fn refused(ran: &Ran, code: u8, sentence: &str) {
     let said = String::from_utf8_lossy(&ran.serial);
-    assert_eq!(ran.status, Some(status * 2 + 1), "{said}{}", ran.debug);
+    assert_eq!(ran.ended, Ended::Code(code), "{said}{}", ran.debug);
     assert!(said.contains(sentence), "{said}");
     assert!(ran.debug.contains(sentence), "{}", ran.debug);
 }
 
-const NOT_STARTED: i32 = 0x32;
+const NOT_STARTED: u8 = 0x32;
 
 #[test]
 fn machine_that_cannot_be_guarded_is_refused_with_sentence() {
     if !has_qemu() {
         return;
     }
-    let machine = || Machine::new(&allows_all(), kernel(&[]));
-    let ran = machine().cpu("EPYC,-svm").run();
+    let empty = || machine(&allows_all(), &[]);
+    let ran = empty().cpu("EPYC,-svm").run().unwrap();
     refused(&ran, 0x39, "this processor has no SVM");
-    let ran = machine().cpu("EPYC,+svm,-npt").run();
+    let ran = empty().cpu("EPYC,+svm,-npt").run().unwrap();
     refused(&ran, NOT_STARTED, "this processor has no nested paging");
-    let ran = machine().options(&["-smp", "9"]).run();
+    let ran = empty().options(&["-smp", "9"]).run().unwrap();
     refused(&ran, NOT_STARTED, "more than 8 processors");
 }
 
@@ -88,16 +88,13 @@ fn bad_archive_is_refused_with_sentence() {
     if !has_qemu() {
         return;
     }
-    let folder = tempfile::TempDir::new().unwrap();
-    let machine = || Machine::new(&allows_all(), kernel(&[]));
-    let ran = machine().run_with(folder.path(), None);
+    let empty = machine(&allows_all(), &[]);
+    let ran = empty.clone().without_archive().run().unwrap();
     refused(&ran, NOT_STARTED, "there is no archive");
-    let archive = folder.path().join("archive");
-    fs::write(&archive, b"070701").unwrap();
-    let ran = machine().run_with(folder.path(), Some(&archive));
+    let ran = empty.clone().archive(b"070701").run().unwrap();
     refused(&ran, NOT_STARTED, "the archive is no cpio archive");
-    fs::write(&archive, cpio(&[("kernel", kernel(&[]))])).unwrap();
-    let ran = machine().run_with(folder.path(), Some(&archive));
+    let without_program = archive(&[("kernel", &kernel(&[]))]);
+    let ran = empty.archive(&without_program).run().unwrap();
     refused(&ran, NOT_STARTED, "the archive has no file \"program\"");
 }
 
@@ -106,17 +103,17 @@ fn bad_file_of_archive_is_refused_with_sentence() {
     if !has_qemu() {
         return;
     }
-    let machine = || Machine::new(&allows_all(), kernel(&[]));
-    let ran = machine().file("kernel", b"#!/bin/sh".to_vec()).run();
+    let empty = || machine(&allows_all(), &[]);
+    let ran = empty().file("kernel", b"#!/bin/sh").run().unwrap();
     refused(
         &ran,
         NOT_STARTED,
         "neither a bzImage nor a multiboot kernel",
     );
-    let ran = machine().file("program", b"no program".to_vec()).run();
+    let ran = empty().file("program", b"no program").run().unwrap();
     refused(&ran, NOT_STARTED, "the file \"program\" of the archive: ");
     let index = MsrIndex::new(0x10);
     let asks = ProgramBuilder::new(Verdict::Allow).handler(index, Accesses::Read, "vmm");
-    let ran = Machine::new(&asks.build().unwrap(), kernel(&[])).run();
+    let ran = machine(&asks.build().unwrap(), &[]).run().unwrap();
     refused(&ran, NOT_STARTED, "the program names a handler or a device");
 }

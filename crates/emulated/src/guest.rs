@@ -1,6 +1,6 @@
-//! Unsafe: reads the code of the test guest, which is part of this program's image.
+//! Unsafe: reads the guest's code, which is part of this program's image.
 //!
-//! The built-in guest of the tests: it executes MSR accesses and other instructions in ring 0.
+//! The guest: it executes MSR accesses and other instructions in ring 0, and sends what became of each.
 #![expect(unsafe_code, reason = "the guest's code lies between two symbols")]
 
 use std::arch::global_asm;
@@ -14,33 +14,45 @@ unsafe extern "C" {
 
 /// An instruction of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Step {
+    /// RDMSR of this register.
     Read(u32),
+    /// WRMSR of this value to this register.
     Write(u32, u64),
-    /// RDMSR with two prefixes.
+    /// RDMSR of this register, with two prefixes.
     PrefixedRead(u32),
-    /// RDMSR, whose time in ticks is the result.
+    /// RDMSR of this register. The result is the time that it takes, in ticks of the time-stamp counter.
     TimedRead(u32),
+    /// VMRUN.
     Vmrun,
+    /// VMLOAD.
     Vmload,
+    /// VMSAVE.
     Vmsave,
+    /// STGI.
     Stgi,
+    /// CLGI.
     Clgi,
+    /// SKINIT.
     Skinit,
+    /// INVLPGA.
     Invlpga,
     /// VMMCALL with this value in EAX.
     Vmmcall(u32),
-    /// CPUID of this leaf, whose ECX is the lower half of the result.
+    /// CPUID of this leaf. The lower half of the result is ECX.
     Cpuid(u32),
-    /// A read of four bytes of memory.
+    /// A read of four bytes of memory at this address.
     Memory(u32),
-    /// A read of one byte from a port.
+    /// A read of one byte from this port.
     Port(u16),
 }
 
+/// The code with which the guest ends the machine.
+pub const END: u8 = 0x10;
+
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// The instruction was completed; EDX:EAX has this value.
     Done(u64),
     /// The guest got #GP.
@@ -52,8 +64,9 @@ pub(crate) enum Outcome {
 impl Step {
     fn words(self) -> [u32; 4] {
         let value = |operation, index, value: u64| {
-            let [low, high] = [value as u32, (value >> 32) as u32];
-            [operation, index, low, high]
+            let [a, b, c, d, high @ ..] = value.to_le_bytes();
+            let low = u32::from_le_bytes([a, b, c, d]);
+            [operation, index, low, u32::from_le_bytes(high)]
         };
         match self {
             Self::Read(index) => value(1, index, 0),
@@ -75,8 +88,10 @@ impl Step {
     }
 }
 
-/// Returns a multiboot kernel that executes these steps.
-pub(crate) fn kernel(steps: &[Step]) -> Vec<u8> {
+/// Returns a multiboot kernel that executes these steps, sends their results, and ends the machine with
+/// [`END`].
+#[must_use]
+pub fn kernel(steps: &[Step]) -> Vec<u8> {
     const LOADED_AT: u32 = 0x40_0000;
     let (from, end) = (
         &raw const msrgate_svm_guest,
@@ -91,7 +106,7 @@ pub(crate) fn kernel(steps: &[Step]) -> Vec<u8> {
     }
     let mut file = b"\x7fELF\x01\x01\x01".to_vec();
     file.resize(0x80, 0);
-    let len = u32::try_from(segment.len()).unwrap();
+    let len = u32::try_from(segment.len()).unwrap_or(u32::MAX);
     for (at, word) in [
         (0x10, 3 << 16 | 2),
         (0x14, 1),
@@ -114,17 +129,21 @@ pub(crate) fn kernel(steps: &[Step]) -> Vec<u8> {
     file
 }
 
-/// Reads the results that the guest has sent.
-pub(crate) fn outcomes(sent: &[u8]) -> Vec<Outcome> {
-    let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
-    let steps = sent.chunks_exact(16).map(|step| {
-        let value = u64::from(word(&step[12..])) << 32 | u64::from(word(&step[8..12]));
-        match word(&step[..4]) {
-            0 => Outcome::Done(value),
-            6 => Outcome::UndefinedOpcode,
-            13 => Outcome::GeneralProtection,
-            other => panic!("the guest sent {other} as the result of a step"),
+/// Reads the results that the guest has sent. Returns `None` if the bytes are no results.
+#[must_use]
+pub fn outcomes(sent: &[u8]) -> Option<Vec<Outcome>> {
+    let (steps, rest) = sent.as_chunks::<16>();
+    let outcome = |step: &[u8; 16]| {
+        let word =
+            |at: usize| u32::from_le_bytes([step[at], step[at + 1], step[at + 2], step[at + 3]]);
+        let value = u64::from(word(12)) << 32 | u64::from(word(8));
+        match word(0) {
+            0 => Some(Outcome::Done(value)),
+            6 => Some(Outcome::UndefinedOpcode),
+            13 => Some(Outcome::GeneralProtection),
+            _ => None,
         }
-    });
-    steps.collect()
+    };
+    rest.is_empty()
+        .then(|| steps.iter().map(outcome).collect())?
 }
