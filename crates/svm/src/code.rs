@@ -25,7 +25,7 @@ pub enum Opcode {
     Group7 = 0x01,
 }
 
-/// The bytes at the guest's RIP, up to [`LONGEST`]. There are fewer if the next page is missing.
+/// The bytes at the guest's RIP, up to the 15 that an instruction may have. There are fewer if the next page is missing.
 pub struct Code {
     bytes: [u8; LONGEST],
     len: usize,
@@ -47,23 +47,33 @@ impl Code {
     pub fn read(memory: &impl Memory, vmcb: &Vmcb) -> Self {
         let is_long = vmcb.is_long_code();
         let base = if is_long { 0 } else { vmcb.get(field::CS_BASE) };
-        let start = base.wrapping_add(vmcb.get(field::RIP));
-        let byte = |n: u64| {
-            let linear = start.wrapping_add(n);
-            memory.u8(walk::physical(memory, vmcb, linear)?)
-        };
         let mut code = Self {
             bytes: [0; LONGEST],
             len: 0,
             is_long,
         };
-        while code.len < LONGEST
-            && let Some(byte) = byte(code.len as u64)
-        {
-            code.bytes[code.len] = byte;
-            code.len += 1;
+        // The instruction may end on the next page.
+        let start = base.wrapping_add(vmcb.get(field::RIP));
+        let on_page = 0x1000 - usize::from(u16::try_from(start & 0xfff).unwrap_or(0));
+        let first = on_page.min(LONGEST);
+        if code.extend(memory, vmcb, start, first) == Some(()) && first < LONGEST {
+            code.extend(
+                memory,
+                vmcb,
+                start.wrapping_add(first as u64),
+                LONGEST - first,
+            );
         }
         code
+    }
+
+    /// Adds `len` bytes, all on one page, from the linear address `linear` on.
+    fn extend(&mut self, memory: &impl Memory, vmcb: &Vmcb, linear: u64, len: usize) -> Option<()> {
+        let address = walk::physical(memory, vmcb, linear)?;
+        let end = self.len + len;
+        memory.read(address, &mut self.bytes[self.len..end])?;
+        self.len = end;
+        Some(())
     }
 
     /// Returns the number of prefixes, and the REX prefix or 0.
