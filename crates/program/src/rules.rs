@@ -133,6 +133,7 @@ impl Rules {
     /// Returns the place in the policy that `by` stands for, in the form that messages and events show: the
     /// line of an entry, the default action, or KVM. An entry whose line is not known counts as the default
     /// action.
+    #[inline]
     #[must_use]
     pub fn origin(&self, by: DecidedBy) -> Origin {
         match by {

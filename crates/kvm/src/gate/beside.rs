@@ -4,6 +4,7 @@
 //! mask, and passes the filter and the mask to the gate. The kernel has one filter and one mask, which
 //! combine the VMM's and the gate's.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Exit, ExitReason, Filter, ReasonMask, Revision, Verdict};
@@ -44,15 +45,9 @@ impl Beside {
         }
     }
 
-    fn asks_for(&self, reason: ExitReason) -> bool {
+    /// Returns true if the VMM's mask asks for exits with this reason.
+    pub(super) fn asks_for(&self, reason: ExitReason) -> bool {
         self.reasons.contains(Revision::Mainline, reason)
-    }
-
-    /// Returns true if the VMM gets the exit and the gate does not answer it by the policy: KVM itself
-    /// refuses the access, and the VMM's mask asks for exits with that reason.
-    #[inline]
-    pub(super) fn is_first(&self, exit: &Exit) -> bool {
-        exit.reason != ExitReason::Filter && self.asks_for(exit.reason)
     }
 
     /// Returns the effect that the VMM's filter and mask have on an access that the policy allows.
@@ -73,16 +68,32 @@ impl Beside {
 
 /// The VMM's own filter and mask that are in force in a VM. Any thread may replace them.
 #[derive(Default)]
-pub(super) struct CurrentBeside(Mutex<Arc<Beside>>);
+pub(super) struct CurrentBeside {
+    /// The bits of the VMM's mask, which a vCPU reads without the lock. They change only under the lock.
+    ///
+    /// Relaxed: no other memory access depends on these bits. A vCPU sees the bits in time for the same
+    /// reason for which it sees the number of a new program: see `Published::number`.
+    reasons: AtomicU64,
+    held: Mutex<Arc<Beside>>,
+}
 
 impl CurrentBeside {
     pub(super) fn get(&self) -> Arc<Beside> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns true if the VMM's mask asks for exits with this reason.
+    #[inline]
+    pub(super) fn asks_for(&self, reason: ExitReason) -> bool {
+        let reasons = self.reasons.load(Ordering::Relaxed);
+        let bit = reason.bit(Revision::Mainline);
+        bit.is_some_and(|bit| reasons & bit.bits() != 0)
     }
 
     /// Puts the VMM's filter and mask in `new` in force, and returns the previous ones.
     pub(super) fn replace(&self, new: Arc<Beside>) -> Arc<Beside> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reasons.store(new.reasons.bits(), Ordering::Relaxed);
         std::mem::replace(&mut held, new)
     }
 }

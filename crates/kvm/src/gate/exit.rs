@@ -154,14 +154,19 @@ impl Answering {
             self.rip = port.rip();
             port.ask_for_registers();
         }
-        if exit.reason != ExitReason::Filter && self.shared.beside.get().is_first(exit) {
-            return Err(theirs(port, exit));
-        }
-        if exit.index == MsrIndex::MAX
-            && exit.reason == ExitReason::Filter
-            && let Some(left) = self.last_msr(&program.thing, port, exit)
-        {
-            return left;
+        match exit.reason {
+            ExitReason::Filter if exit.index == MsrIndex::MAX => {
+                if let Some(left) = self.last_msr(&program.thing, port, exit) {
+                    return left;
+                }
+            }
+            ExitReason::Filter => {}
+            // KVM itself refuses the access. If the VMM's mask asks for the exit, the VMM gets it.
+            ExitReason::Invalid | ExitReason::Unknown => {
+                if self.shared.beside.asks_for(exit.reason) {
+                    return Err(theirs(port, exit));
+                }
+            }
         }
         let answer = program.thing.respond(&mut self.state, exit);
         let done = match answer.response {
@@ -347,6 +352,7 @@ impl Answering {
     }
 
     /// Asks the device that answers for `handler`, or the emulated device if `handler` is `None`.
+    #[inline]
     fn ask(
         &mut self,
         port: &mut impl Port,

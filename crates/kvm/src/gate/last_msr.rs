@@ -40,7 +40,7 @@ impl Answering {
                     reason: ExitReason::Unknown,
                     ..*exit
                 };
-                beside.is_first(&unknown).then(|| {
+                beside.asks_for(unknown.reason).then(|| {
                     port.set_reason(unknown.reason);
                     Err(theirs(port, exit))
                 })

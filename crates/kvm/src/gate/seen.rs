@@ -38,6 +38,8 @@ impl Seen {
 
     /// Notes an access under the program of this number. Each program has first accesses of its own: an
     /// access that passed without an event under one program may have to be logged under the next.
+    // The function is not inlined: few answers call it, and inlined it would cost all answers registers.
+    #[inline(never)]
     pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
         match self.0.find(Kind::new(program, index, access), 64) {
             Found::New(_) => Touch::First,

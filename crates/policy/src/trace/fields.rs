@@ -55,9 +55,12 @@ fn printed(fields: &[u8]) -> Option<Traced> {
 fn is_end(rest: &[u8]) -> bool {
     const NOTES: [&[u8]; 6] = [b"<", b"#", b"//", b"/*", b";", b"--"];
     let text = rest.trim_ascii_start();
+    if text.is_empty() {
+        return true;
+    }
     let blanks = &rest[..rest.len() - text.len()];
     let is_note = NOTES.iter().any(|note| text.starts_with(note));
-    matches!(text, b"" | b")" | b"*/")
+    matches!(text, b")" | b"*/")
         || !blanks.is_empty() && is_note
         || (blanks.len() > 1 || blanks == b"\t") && is_remark(text)
 }

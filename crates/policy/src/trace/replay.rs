@@ -1,7 +1,7 @@
 //! Replays recorded accesses against a policy.
 
 use std::collections::HashMap;
-use std::iter;
+use std::collections::hash_map::Entry;
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::Variant;
@@ -23,9 +23,6 @@ pub struct Replay<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
     places: HashMap<(MsrIndex, Access), Place>,
-    /// The value of all writes to a pinned register. `None`: the values differ, or the trace does
-    /// not have them all.
-    pins: HashMap<MsrIndex, Option<u64>>,
     totals: Totals,
     /// The number of lost events that the trace reports in lines of their own, between the events.
     lost: u64,
@@ -57,9 +54,20 @@ impl Fate {
 #[derive(Clone, Debug)]
 struct Place {
     decision: Decision,
-    row: Row,
-    /// Writes of the same MSR whose fate differs from the fate in `row`: one row for each fate.
-    others: Vec<Row>,
+    pin: Pin,
+    /// One row for each fate that an access has had.
+    rows: Vec<Row>,
+}
+
+/// The values of the writes to a pinned register so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pin {
+    /// The trace has no write that pins a value.
+    Unwritten,
+    /// All writes have this value.
+    Value(u64),
+    /// The values differ, or the trace does not have them all.
+    Unsure,
 }
 
 /// The accesses of one MSR in one direction that have the same fate.
@@ -119,24 +127,47 @@ pub struct Totals {
 }
 
 impl Place {
-    /// Returns the row in `others` with the same fate as `new`; adds `new` if there is no such row.
-    fn other(&mut self, new: Row) -> &mut Row {
-        let known = self.others.iter().position(|row| row.fate == new.fate);
-        let at = known.unwrap_or_else(|| {
-            self.others.push(new);
-            self.others.len() - 1
-        });
-        &mut self.others[at]
+    /// Returns the fate of the next access, which has this value.
+    fn fate(&mut self, value: Option<u64>, totals: &mut Totals) -> Fate {
+        match (self.decision, self.decision.fate(value)) {
+            (_, Fate::Refused) => Fate::Refused,
+            (Decision::Pin(_), _) => self.fate_of_pin(value, totals),
+            (_, fate) => fate,
+        }
     }
 
-    /// Counts the writes of this MSR as unsure that were counted as answered.
-    fn make_unsure(&mut self, totals: &mut Totals) {
-        let all = iter::once(&mut self.row).chain(&mut self.others);
-        for row in all.filter(|row| row.fate == Fate::Answered) {
+    /// Returns the fate of a write to a pinned register, by the values of all writes to it. A
+    /// trace does not tell which vCPU wrote.
+    fn fate_of_pin(&mut self, value: Option<u64>, totals: &mut Totals) -> Fate {
+        self.pin = match (self.pin, value) {
+            (Pin::Unwritten, Some(value)) => Pin::Value(value),
+            (Pin::Value(pinned), Some(value)) if pinned == value => self.pin,
+            _ => Pin::Unsure,
+        };
+        if self.pin != Pin::Unsure {
+            return Fate::Answered;
+        }
+        // Earlier writes counted as answered, but may not have been the first write of their vCPU.
+        for row in self
+            .rows
+            .iter_mut()
+            .filter(|row| row.fate == Fate::Answered)
+        {
             *totals.of(row.fate) -= row.count;
             row.fate = Fate::Unsure;
             *totals.of(row.fate) += row.count;
         }
+        Fate::Unsure
+    }
+
+    /// Returns the row with the same fate as `new`; adds `new` if there is no such row.
+    fn row(&mut self, new: Row) -> &mut Row {
+        let known = self.rows.iter().position(|row| row.fate == new.fate);
+        let at = known.unwrap_or_else(|| {
+            self.rows.push(new);
+            self.rows.len() - 1
+        });
+        &mut self.rows[at]
     }
 }
 
@@ -145,6 +176,13 @@ impl Totals {
     #[must_use]
     pub const fn accesses(&self) -> u64 {
         self.allowed + self.answered + self.unsure + self.refused
+    }
+
+    /// Counts an access.
+    fn count(&mut self, fate: Fate, decision: Decision) {
+        *self.of(fate) += 1;
+        let is_sure = matches!(fate, Fate::Allowed | Fate::Answered);
+        self.carried += u64::from(is_sure && decision.is_carried());
     }
 
     const fn of(&mut self, fate: Fate) -> &mut u64 {
@@ -189,7 +227,6 @@ impl<'c> Replay<'c> {
             policy,
             variant,
             places: HashMap::new(),
-            pins: HashMap::new(),
             totals: Totals::default(),
             lost: 0,
             overwritten: 0,
@@ -230,65 +267,47 @@ impl<'c> Replay<'c> {
     }
 
     fn access(&mut self, number: LineNumber, traced: Traced) {
-        let Traced { index, access, .. } = traced;
-        let known = self.places.get(&(index, access));
-        let decision = match known {
-            Some(place) => place.decision,
-            None => Decision::of(self.variant, index, access),
+        let Traced {
+            index,
+            access,
+            value,
+            ..
+        } = traced;
+        let is_full = self.places.len() >= MAX_ROWS;
+        // This is the only lookup of an access, because a lookup takes longer than all else here.
+        let place = match self.places.entry((index, access)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if is_full => return self.unlisted(traced),
+            Entry::Vacant(free) => free.insert(Place {
+                decision: Decision::of(self.variant, index, access),
+                pin: Pin::Unwritten,
+                rows: Vec::with_capacity(1),
+            }),
         };
-        let is_listed = known.is_some() || self.places.len() < MAX_ROWS;
-        let fate = match (decision, decision.fate(traced.value)) {
-            (_, Fate::Refused) => Fate::Refused,
-            (Decision::Pin(_), _) if is_listed => self.pin(index, traced.value),
-            (Decision::Pin(_), _) => Fate::Unsure,
-            (_, fate) => fate,
-        };
-        *self.totals.of(fate) += 1;
-        let is_sure = matches!(fate, Fate::Allowed | Fate::Answered);
-        self.totals.carried += u64::from(is_sure && decision.is_carried());
-        if !is_listed {
-            self.totals.unlisted += 1;
-            return;
-        }
-        let new = Row {
+        let fate = place.fate(value, &mut self.totals);
+        self.totals.count(fate, place.decision);
+        let row = place.row(Row {
             index,
             access,
             fate,
             count: 0,
             faulted: 0,
             first: number,
-            value: traced.value,
-        };
-        let place = self.places.entry((index, access)).or_insert(Place {
-            decision,
-            row: new,
-            others: Vec::new(),
+            value,
         });
-        let row = if place.row.fate == fate {
-            &mut place.row
-        } else {
-            place.other(new)
-        };
         row.count += 1;
         row.faulted += u64::from(traced.outcome == Outcome::Faulted);
     }
 
-    /// Returns the fate of a write to a pinned register, by the values of all writes to it. A
-    /// trace does not tell which vCPU wrote.
-    fn pin(&mut self, index: MsrIndex, value: Option<u64>) -> Fate {
-        let first = self.pins.entry(index).or_insert(value);
-        if first.is_none() {
-            return Fate::Unsure;
-        }
-        if *first == value {
-            return Fate::Answered;
-        }
-        *first = None;
-        // Earlier writes counted as answered, but may not have been the first write of their vCPU.
-        if let Some(place) = self.places.get_mut(&(index, Access::Write)) {
-            place.make_unsure(&mut self.totals);
-        }
-        Fate::Unsure
+    /// Counts an access for which there is no room to remember its MSR.
+    fn unlisted(&mut self, traced: Traced) {
+        let decision = Decision::of(self.variant, traced.index, traced.access);
+        let fate = match (decision, decision.fate(traced.value)) {
+            (Decision::Pin(_), Fate::Answered) => Fate::Unsure,
+            (_, fate) => fate,
+        };
+        self.totals.count(fate, decision);
+        self.totals.unlisted += 1;
     }
 
     /// The policy against which the trace is replayed.
@@ -312,8 +331,7 @@ impl<'c> Replay<'c> {
     /// Returns the rows of one fate, in the order of their first lines.
     #[must_use]
     pub fn rows(&self, fate: Fate) -> Vec<Row> {
-        let rows = self.places.values();
-        let rows = rows.flat_map(|place| iter::once(&place.row).chain(&place.others));
+        let rows = self.places.values().flat_map(|place| &place.rows);
         let mut rows: Vec<_> = rows.filter(|row| row.fate == fate).copied().collect();
         rows.sort_unstable_by_key(|row| row.first);
         rows

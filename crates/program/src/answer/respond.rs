@@ -187,10 +187,10 @@ impl Responder {
         disposition: Disposition,
         is_first: impl FnOnce() -> bool,
     ) -> bool {
-        let log = match (exit.reason, self.program().settings().unknown.log) {
-            (ExitReason::Unknown, Some(log)) => log,
-            _ => answer.outcome.log,
-        };
+        let mut log = answer.outcome.log;
+        if exit.reason == ExitReason::Unknown {
+            log = self.program().settings().unknown.log.unwrap_or(log);
+        }
         // An access that ends the VM, and an access that audit mode lets through although the
         // policy refuses it, become events whatever the policy's `log` is.
         match (disposition, log) {
