@@ -21,6 +21,7 @@ mod dump;
 mod emitted;
 mod firecracker;
 mod grouped;
+mod ioctl;
 mod kernel_log;
 mod msr_safe;
 mod print;
@@ -279,6 +280,19 @@ fn hexadecimal(text: &str) -> Option<(u64, &str)> {
         .unwrap_or(digits.len());
     let number = u64::from_str_radix(&digits[..end], 16).ok()?;
     Some((number, &digits[end..]))
+}
+
+/// Returns the bytes that pairs of hexadecimal digits stand for; `None` if the text has anything else.
+fn bytes_of_digits(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    let byte = |&[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    let bytes = pairs.iter().map(byte).collect::<Option<_>>()?;
+    rest.is_empty().then_some(bytes)
 }
 
 /// Returns the beginning of a file's text as a message quotes it: escaped, and cut after 40
