@@ -89,17 +89,18 @@ fn import_refuses_dump_cut_anywhere() {
     for (name, width) in STRUCTS {
         let filter = filter_of(name, width);
         for (command, dump) in dumps_of(name) {
-            // Testing every byte of all dumps would take a minute. Most mistakes are possible at the end.
-            let end = dump.len() - 40..dump.len();
-            let (mut refused, mut tried) = (0, 0);
-            for length in (0..end.start).step_by(97).chain(end) {
-                tried += 1;
+            // Testing every byte of all dumps would take a minute. The end of a dump may have only characters, or
+            // zeros that the struct does not have.
+            let end = dump.len() - 40;
+            for length in (0..end).step_by(97).chain(end..dump.len()) {
                 match compiled_filter(&dump.as_bytes()[..length]) {
-                    Ok(read) => assert_eq!(read.filter, filter, "{command}: {}", &dump[..length]),
-                    Err(_) => refused += 1,
+                    Ok(read) if length >= end => {
+                        assert_eq!(read.filter, filter, "{command}: {}", &dump[..length]);
+                    }
+                    Ok(_) => panic!("{command}: {}", &dump[..length]),
+                    Err(_) => {}
                 }
             }
-            assert!(refused > tried / 2, "{name}, {command}");
         }
     }
 }
