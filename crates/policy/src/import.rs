@@ -173,7 +173,7 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownFormat => f.write_str(
-                "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes",
+                "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes, which may also be a dump as by `hexdump -C`",
             ),
             Self::TwoColumns => f.write_str(
                 "the file has two columns of numbers, and does not say what the second one is; if it has the bits that a guest may write, add `--from msr-safe`; a list of values, such as a dump of registers, cannot be imported",
