@@ -226,7 +226,7 @@ fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
             "`default = \"kill\"`, which ends the guest; answers from user space",
         ),
         (
-            "default = 'deny'\n[msrs]\n'0x0..=0xfffffffe' = { read = 'kill', write = 'kill' }",
+            "default = 'deny'\n[msrs]\n'0x900..=0xfffffffe' = { read = 'kill', write = 'kill' }",
             "the action `kill`, which ends the guest",
         ),
         (

@@ -183,7 +183,9 @@ impl Reader {
         let mut bytes = Vec::new();
         for group in groups {
             let digits = *self.digits.get_or_insert(group.len());
-            if is_short || group.len() > digits {
+            // The bytes of a number that is a single byte have no order.
+            let is_other_way = digits == 2 && numbers == Numbers::HexadecimalReversed;
+            if is_short || group.len() > digits || is_other_way {
                 return Err(NO_LINE_OF_A_DUMP);
             }
             bytes.extend(numbers.bytes(group).ok_or(NO_LINE_OF_A_DUMP)?);

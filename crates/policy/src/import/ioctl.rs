@@ -66,7 +66,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Filter, ImportError> {
 }
 
 /// Returns the filter of the bytes of a dump, which can be read in several ways. Only one of the ways gives a
-/// filter with ranges: the flags of a range, 1 to 3, are large numbers if their bytes are in another order.
+/// filter with ranges: the flags of a range, 1 to 3, are large numbers if their bytes are in another order. Only a
+/// struct of zeros is the same in all ways, so a dump of a filter without ranges has to be one: with eight bytes
+/// in another order, the flags for deny become padding.
 ///
 /// # Errors
 /// Returns [`ImportError::Bytes`] if no reading is a struct with its bitmaps, or if two readings are
@@ -79,10 +81,20 @@ pub(super) fn read_dump(readings: &[Vec<u8>]) -> Result<Filter, ImportError> {
 fn one_of(readings: &[&[u8]], subject: &str) -> Result<Filter, ImportError> {
     let mut filters: Vec<Filter> = Vec::new();
     let mut misread: Vec<Misread> = Vec::new();
+    // The struct of a 64-bit process whose end is missing, or the bytes of eight in another order, can look like a
+    // struct whose ranges are all unused.
+    let is_only_one = readings.len() == 1;
+    let is_certain = |bytes: &[u8], width: CallerWidth| {
+        is_blank(bytes, width) || is_only_one && width == CallerWidth::Bits64
+    };
     for bytes in readings {
         for width in widths(bytes) {
             match filter(bytes, width) {
                 Ok(filter) if filters.contains(&filter) => {}
+                Ok(filter) if filter.ranges().is_empty() && !is_certain(bytes, width) => {
+                    let why = "the struct has no range in use, and bytes that are not 0";
+                    misread.push(Misread::new(Stage::NoRange, why));
+                }
                 Ok(filter) => filters.push(filter),
                 Err(error) => misread.push(error),
             }
@@ -142,16 +154,15 @@ fn filter(bytes: &[u8], width: CallerWidth) -> Result<Filter, Misread> {
     }
     let places = places(bytes, size, &request)?;
     every_byte_is_used(bytes, size, &places)?;
-    // The struct of a 64-bit process whose end is missing can look like one of 32 bits in which all ranges are
-    // unused.
-    let is_blank = bytes[size_of::<u32>()..size].iter().all(|byte| *byte == 0);
-    match call.published().last() {
-        Some(_) if places.is_empty() && width == CallerWidth::Bits32 && !is_blank => Err(
-            Misread::new(Stage::NoRange, "the struct has no range in use"),
-        ),
-        Some(filter) => Ok(filter.clone()),
-        None => Err(Misread::new(Stage::NoRange, "the bytes set no filter")),
-    }
+    let published = call.published().last();
+    let none = || Misread::new(Stage::NoRange, "the bytes set no filter");
+    published.cloned().ok_or_else(none)
+}
+
+/// Returns true if the struct has only zeros after the filter's flags.
+fn is_blank(bytes: &[u8], width: CallerWidth) -> bool {
+    let fields = bytes.get(size_of::<u32>()..width.struct_size());
+    fields.is_some_and(|fields| fields.iter().all(|byte| *byte == 0))
 }
 
 /// Returns the error of the kernel, unless it is one of a bitmap's address, of which [`places`] says more. The

@@ -54,8 +54,6 @@ impl Numbers {
     pub(super) fn bytes(self, digits: &str) -> Option<Vec<u8>> {
         let (radix, size) = match (self, digits.len()) {
             (Self::Hexadecimal, _) => return bytes_of_digits(digits),
-            // Without this line, each dump of single bytes would be read in two ways.
-            (Self::HexadecimalReversed, 2) => return None,
             (Self::HexadecimalReversed, _) => {
                 let mut bytes = bytes_of_digits(digits)?;
                 bytes.reverse();

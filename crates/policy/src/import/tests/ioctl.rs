@@ -38,7 +38,8 @@ fn size(width: CallerWidth) -> u64 {
 }
 
 /// Returns the error of import, which is also that of `diff`.
-fn refusal(bytes: &[u8]) -> String {
+fn refusal(bytes: impl AsRef<[u8]>) -> String {
+    let bytes = bytes.as_ref();
     let error = import(bytes, None).expect_err("no filter").to_string();
     let of_diff = compiled_filter(bytes).expect_err("no filter").to_string();
     assert_eq!(of_diff, error);
@@ -297,6 +298,33 @@ fn import_finds_width_of_process_by_the_whole_struct() {
     short.flags = 0;
     let bytes = encoded(&short, CallerWidth::Bits32, &[0; 136]);
     assert_eq!(read(&bytes).ranges().len(), 1);
+}
+
+/// The kernel refuses a filter that denies by default and has no range. A dump of it must not become a filter that allows
+/// everything, as it would be if the bytes of a number were in another order.
+#[test]
+fn import_refuses_dump_of_default_deny_without_ranges() {
+    for width in WIDTHS {
+        let bytes = encoded(&request([]), width, &[]);
+        assert!(refusal(&bytes).starts_with("the file is neither text nor a program, and not"));
+        for size in [2, 4, 8, 16] {
+            for reversed in [true, false] {
+                let number = |bytes: &[u8]| -> String {
+                    let mut bytes = [bytes, &[0; 16][bytes.len()..size]].concat();
+                    if reversed {
+                        bytes.reverse();
+                    }
+                    let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+                    format!(" {}", digits.collect::<String>())
+                };
+                let line = |bytes: &[u8]| bytes.chunks(size).map(number).collect::<String>() + "\n";
+                let dump: String = bytes.chunks(16).map(line).collect();
+                let error = refusal(&dump);
+                let says = "the bytes of the dump are not the bytes of a filter";
+                assert!(error.starts_with(says), "{size}, {reversed}: {error}");
+            }
+        }
+    }
 }
 
 /// A cut struct is not taken for a shorter filter, or for the struct of a process of the other width.
