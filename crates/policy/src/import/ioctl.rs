@@ -66,9 +66,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Filter, ImportError> {
 }
 
 /// Returns the filter of the bytes of a dump, which can be read in several ways. Only one of the ways gives a
-/// filter with ranges: the flags of a range, 1 to 3, are large numbers if their bytes are in another order. Only a
-/// struct of zeros is the same in all ways, so a dump of a filter without ranges has to be one: with eight bytes
-/// in another order, the flags for deny become padding.
+/// filter with ranges: the flags of a range, 1 to 3, are large numbers if their bytes are in another order. A filter
+/// without ranges has to be one in all ways, unless its struct has only zeros: with eight bytes in another order, the
+/// flag for deny becomes padding.
 ///
 /// # Errors
 /// Returns [`ImportError::Bytes`] if no reading is a struct with its bitmaps, or if two readings are
@@ -83,9 +83,11 @@ fn one_of(readings: &[&[u8]], subject: &str) -> Result<Filter, ImportError> {
     let mut misread: Vec<Misread> = Vec::new();
     // The struct of a 64-bit process whose end is missing, or the bytes of eight in another order, can look like a
     // struct whose ranges are all unused.
-    let is_only_one = readings.len() == 1;
+    let has_no_range = |bytes: &&[u8]| {
+        filter(bytes, CallerWidth::Bits64).is_ok_and(|filter| filter.ranges().is_empty())
+    };
     let is_certain = |bytes: &[u8], width: CallerWidth| {
-        is_blank(bytes, width) || is_only_one && width == CallerWidth::Bits64
+        is_blank(bytes, width) || width == CallerWidth::Bits64 && readings.iter().all(has_no_range)
     };
     for bytes in readings {
         for width in widths(bytes) {

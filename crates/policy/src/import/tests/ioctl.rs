@@ -136,6 +136,19 @@ fn import_of_struct_with_addresses_says_that_bitmaps_are_missing() {
 
 #[test]
 fn import_ignores_fields_of_unused_ranges() {
+    // A process of 32 bits has no such file: it could be the beginning of a struct of 64 bits.
+    let unused = RangeRequest {
+        nmsrs: 0,
+        ..range(0x500, 0x7ffc_1000)
+    };
+    let mut without = request([unused, unused]);
+    without.flags = 0;
+    let allows = read(&encoded(&without, CallerWidth::Bits64, &[]));
+    assert!(allows.ranges().is_empty() && allows.default_action() == DefaultAction::Allow);
+    let error = refusal(encoded(&without, CallerWidth::Bits32, &[]));
+    let says = "the struct has no range in use, and bytes that are not 0";
+    assert!(error.ends_with(says), "{error}");
+
     for width in WIDTHS {
         for pointer in [0, 1, 0x7ffc_1000, size(width)] {
             let unused = RangeRequest {
