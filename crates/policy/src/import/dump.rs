@@ -64,10 +64,8 @@ pub(super) fn is_dump(bytes: &[u8]) -> bool {
         return false;
     };
     let has_bytes = |way: Way| {
-        let line = Line::parse(&first, way.offsets, None);
-        let groups = match &line {
-            Some(Line::Bytes { groups, .. }) => groups,
-            _ => return false,
+        let Some(Line::Bytes { groups, .. }) = Line::parse(&first, way.offsets, None) else {
+            return false;
         };
         let is_even = groups.iter().all(|group| group.len() == groups[0].len());
         let bytes = groups.iter().map(|group| way.numbers.bytes(group));

@@ -38,8 +38,7 @@ fn size(width: CallerWidth) -> u64 {
 }
 
 /// Returns the error of import, which is also that of `diff`.
-fn refusal(bytes: impl AsRef<[u8]>) -> String {
-    let bytes = bytes.as_ref();
+fn refusal(bytes: &[u8]) -> String {
     let error = import(bytes, None).expect_err("no filter").to_string();
     let of_diff = compiled_filter(bytes).expect_err("no filter").to_string();
     assert_eq!(of_diff, error);
@@ -145,7 +144,7 @@ fn import_ignores_fields_of_unused_ranges() {
     without.flags = 0;
     let allows = read(&encoded(&without, CallerWidth::Bits64, &[]));
     assert!(allows.ranges().is_empty() && allows.default_action() == DefaultAction::Allow);
-    let error = refusal(encoded(&without, CallerWidth::Bits32, &[]));
+    let error = refusal(&encoded(&without, CallerWidth::Bits32, &[]));
     let says = "the struct has no range in use, and bytes that are not 0";
     assert!(error.ends_with(says), "{error}");
 
@@ -332,7 +331,7 @@ fn import_refuses_dump_of_default_deny_without_ranges() {
                 };
                 let line = |bytes: &[u8]| bytes.chunks(size).map(number).collect::<String>() + "\n";
                 let dump: String = bytes.chunks(16).map(line).collect();
-                let error = refusal(&dump);
+                let error = refusal(dump.as_bytes());
                 let says = "the bytes of the dump are not the bytes of a filter";
                 assert!(error.starts_with(says), "{size}, {reversed}: {error}");
             }
