@@ -56,11 +56,12 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
 pub(crate) fn missing_folder(path: &Path) -> Option<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
-        let folder = folder(&path).to_owned();
+        let folder = folder(&path);
         if !folder.is_dir() {
-            return Some(folder);
+            return Some(folder.to_owned());
         }
-        path = folder.join(fs::read_link(&path).ok()?);
+        let target = fs::read_link(&path).ok()?;
+        path = path.with_file_name("").join(target);
     }
     None
 }

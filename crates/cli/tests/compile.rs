@@ -270,11 +270,11 @@ fn compile_output_to_dangling_link_makes_target_of_link() {
     for (target, says) in [
         (
             "absent/1",
-            "cannot be written: the link leads to a folder that does not exist, ./absent",
+            "cannot be written: the link leads to a folder that does not exist, absent",
         ),
         (
             "store/none/../1",
-            "cannot be written: the link leads to a folder that does not exist, ./store/none/..",
+            "cannot be written: the link leads to a folder that does not exist, store/none/..",
         ),
         ("loop", "loop: "),
         ("store/2/", "loop: "),
