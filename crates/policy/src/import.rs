@@ -211,8 +211,7 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
                 .to_owned(),
         ));
     }
-    // The mark that some editors put before a text in UTF-8.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = without_mark(bytes);
     let format = match format {
         Some(format) => format,
         None => detect::detect(bytes)?,
@@ -230,6 +229,11 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
         return Err(ImportError::TooManyEntries(imported.entries.len()));
     }
     Ok(imported)
+}
+
+/// Returns a text without the mark that some editors put before a text in UTF-8.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 /// Reads a text of lines. A last line without a line feed may be the beginning of a longer line,

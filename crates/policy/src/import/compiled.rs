@@ -17,6 +17,7 @@ use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
 use super::{
     ImportError, bytes_of_digits, dump, emitted, hexadecimal, ioctl, quoted, without_effect,
+    without_mark,
 };
 
 /// The version of the JSON format that this module reads: the value of the key `schema`.
@@ -42,6 +43,7 @@ struct Window {
 /// Returns true if bytes look like the formats that [`compiled_filter`] reads.
 #[must_use]
 pub fn is_compiled_filter(bytes: &[u8]) -> bool {
+    let bytes = without_mark(bytes);
     is_json(bytes) || is_compiled_bytes(bytes) || emitted::is_emitted(bytes)
 }
 
@@ -67,7 +69,7 @@ fn is_abi(bytes: &[u8]) -> bool {
 /// Returns [`ImportError`] if the bytes have none of these formats, or if the ranges cannot form a
 /// filter.
 pub fn compiled_filter(bytes: &[u8]) -> Result<CompiledFilter, ImportError> {
-    compiled(bytes).map(|compiled| CompiledFilter {
+    compiled(without_mark(bytes)).map(|compiled| CompiledFilter {
         filter: compiled.filter,
         made_for: compiled.made_for,
     })

@@ -3,6 +3,9 @@
 use super::super::bytes_of_digits;
 use super::MOST;
 
+/// The largest length of a line in bytes: `xxd -b` may write all bytes of a filter into one.
+const LONGEST: usize = 12 * MOST;
+
 /// The notation of the offsets at the beginning of a dump's lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offsets {
@@ -91,6 +94,9 @@ impl<'t> Line<'t> {
     /// Parses a line of a dump; `None` if the line has no offset of this notation. The lines of `xxd` have their numbers
     /// in the same columns: `columns` are those of the first line.
     pub(super) fn parse(line: &'t str, offsets: Offsets, columns: Option<usize>) -> Option<Self> {
+        if line.len() > LONGEST {
+            return None;
+        }
         let text = line.trim();
         if text == "*" {
             return Some(Self::Repeat);

@@ -67,11 +67,14 @@ fn import_of_every_form_of_dump_gives_policy_of_the_dumped_bytes() {
         let policy = print(&import(&bytes_of(name), None).expect("a struct"), "FILE");
         for (command, dump) in dumps_of(name) {
             let indented = dump.replace('\n', "\n    ");
+            let marked = format!("\u{feff}{dump}");
             for dump in [
                 &dump,
                 &dump.replace('\n', "\r\n"),
                 &format!("\n    {indented}"),
+                &marked,
             ] {
+                assert!(is_compiled_filter(dump.as_bytes()), "{name}, {command}");
                 let read = compiled_filter(dump.as_bytes());
                 let read = read.unwrap_or_else(|why| panic!("{name}, {command}: {why}\n{dump}"));
                 assert_eq!(read.filter, filter, "{name}, {command}");
