@@ -205,7 +205,7 @@ pub(crate) struct CompileArgs {
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
     /// The file to write, completely or not at all; without it or with `-`, standard output. A device, a pipe, or an open file such
-    /// as /dev/stdout is written to directly
+    /// as /dev/stdout is written to directly. A file whose mode permits no user to write, such as 0444, is not replaced
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Write the filter even if it cannot do all that the policy says
@@ -332,7 +332,8 @@ pub(crate) enum FromArg {
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them
+    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them in
+    /// hexadecimal or octal numbers
     Compiled,
     /// A compiled policy as a program, with its answers
     Program,
@@ -344,7 +345,8 @@ pub(crate) struct FmtArgs {
     #[arg(required = true, value_name = "POLICY")]
     pub(crate) policies: Vec<PathBuf>,
     /// Write the files in place, each completely or not at all; formatted files stay untouched. A file that was
-    /// changed meanwhile, or cannot be read or written, is an error, but the other files are still written
+    /// changed meanwhile, cannot be read or written, or has a mode that permits no user to write, such as 0444, is an error,
+    /// but the other files are still written
     #[arg(long, conflicts_with = "check")]
     pub(crate) write: bool,
     /// Write no file; name the files that are not formatted, and exit with 1 if there are any

@@ -51,6 +51,21 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
     Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
+/// Returns the folder that is missing where a path leads through the symbolic links at its end, so that no file can
+/// be made there; `None` if no folder is missing.
+pub(crate) fn missing_folder(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let folder = folder(&path);
+        if !folder.is_dir() {
+            return Some(folder.to_owned());
+        }
+        let target = fs::read_link(&path).ok()?;
+        path = path.with_file_name("").join(target);
+    }
+    None
+}
+
 /// Returns a path that has no symbolic links and leads to the same file as `path`.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use crate::access::{Access, Given};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::files::Opened;
-use crate::links::{Target, folder, follow};
+use crate::links::{Target, folder, follow, missing_folder};
 use crate::named::shown;
 use crate::processor::note;
 
@@ -37,7 +37,7 @@ pub(crate) enum Content {
 /// `/dev/stdout`, is not replaced: the bytes are written to it.
 ///
 /// # Errors
-/// The file cannot be written, or binary bytes would go to a terminal.
+/// The file cannot be written, is [protected](check_protection), or binary bytes would go to a terminal.
 pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), Failure> {
     match written(path, bytes, content) {
         Ok(Written::All) => Ok(()),
@@ -45,7 +45,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), F
             "the output is binary, and {} is a terminal; name a file with -o",
             shown(path)
         ))),
-        Err(error) => Err(trouble(path, &error)),
+        Err(error) => Err(unwritable(path, &error)),
     }
 }
 
@@ -66,12 +66,17 @@ fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
 /// Replaces the content of the file `read` by `bytes`. The user called the file `name`.
 ///
 /// # Errors
-/// The file cannot be written, or was changed or replaced since it was opened; the file then stays as it is.
+/// The file cannot be written, is [protected](check_protection), or was changed or replaced since it was opened; the
+/// file then stays as it is.
 pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Failure> {
-    let access = read.access.as_ref().map_err(|error| trouble(name, error))?;
+    check_protection(&read.metadata).map_err(|error| unwritable(name, &error))?;
+    let access = read
+        .access
+        .as_ref()
+        .map_err(|error| unwritable(name, error))?;
     let given = while_blocked(|| {
         let new = Prepared::new(&read.path, bytes, Some(access));
-        let new = new.map_err(|error| trouble(name, &error))?;
+        let new = new.map_err(|error| unwritable(name, &error))?;
         // This check comes as late as possible: an editor may have saved the file meanwhile.
         let now = fs::symlink_metadata(&read.path);
         if !now.is_ok_and(|now| read.is_unchanged(&now)) {
@@ -82,7 +87,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
             });
         }
         new.rename(&read.path)
-            .map_err(|error| trouble(name, &error))
+            .map_err(|error| unwritable(name, &error))
     })?;
     say_what_changed(name, &read.metadata, given);
     Ok(())
@@ -94,7 +99,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
 /// The folder is missing, or takes no new file.
 pub(crate) fn check_new(path: &Path) -> Result<(), Failure> {
     let made = tempfile::tempfile_in(folder(path));
-    made.map(drop).map_err(|error| trouble(path, &error))
+    made.map(drop).map_err(|error| unwritable(path, &error))
 }
 
 /// Writes a new file. The last of its links, if there are some, may lead to no file yet.
@@ -112,34 +117,62 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
             why: "another process made the file while msrgate worked, so msrgate did not write it"
                 .to_owned(),
         },
-        _ => trouble(path, &error),
+        _ => unwritable(path, &error),
     })
 }
 
-fn trouble(path: &Path, error: &io::Error) -> Failure {
+/// Returns the failure of a file that cannot be written.
+pub(crate) fn unwritable(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: crate::named::name(path),
-        // The error may name the temporary file, which tells the reader nothing.
-        why: format!("cannot be written: {}", unwritten(path, error.kind())),
+        why: format!("cannot be written: {}", unwritten(path, error)),
     }
 }
 
 /// Returns the reason of an error of writing. If something is missing, it is the folder, because the command
 /// would make a missing file.
-fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
-    let folder = folder(path);
-    match kind {
-        io::ErrorKind::NotFound if !folder.is_dir() => {
-            format!("there is no folder {}", shown(folder))
-        }
-        io::ErrorKind::PermissionDenied => {
+fn unwritten(path: &Path, error: &io::Error) -> String {
+    let missing = match error.kind() {
+        io::ErrorKind::NotFound => missing_folder(path),
+        _ => None,
+    };
+    match (error.kind(), missing) {
+        (_, Some(missing)) if missing != folder(path) => {
             format!(
-                "permission denied for the file or for its folder, {}",
-                shown(folder)
+                "the link leads to a folder that does not exist, {}",
+                shown(&missing)
             )
         }
-        kind => kind.to_string(),
+        (_, Some(missing)) => format!("there is no folder {}", shown(&missing)),
+        (io::ErrorKind::PermissionDenied, _) => {
+            format!(
+                "permission denied for the file or for its folder, {}",
+                shown(folder(path))
+            )
+        }
+        (io::ErrorKind::ReadOnlyFilesystem, _) => "the file system is read-only".to_owned(),
+        // This program has made the error, with a text for the user.
+        (io::ErrorKind::Other, _) => error.to_string(),
+        // The error may name the temporary file, which tells the reader nothing.
+        (kind, _) => kind.to_string(),
     }
+}
+
+/// Checks that a file is not protected: that it has the permission to write for its owner, its group or others.
+///
+/// A file is replaced through its folder, so the kernel does not look at the permissions of the file. An owner who
+/// took them away does not want the content to change.
+///
+/// # Errors
+/// No user has the permission to write to the file.
+pub(crate) fn check_protection(file: &Metadata) -> io::Result<()> {
+    const WRITE: u32 = 0o222;
+    if file.mode() & WRITE != 0 {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "the file is protected: its mode permits no user to write to it; permit it with chmod u+w, or name another file",
+    ))
 }
 
 fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
@@ -156,6 +189,7 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
     };
     match fs::symlink_metadata(&there) {
         Ok(old) if old.is_file() => {
+            check_protection(&old)?;
             let access = Access::of_path(&there, &old)?;
             let given = put(&there, bytes, Some(&access))?;
             say_what_changed(path, &old, given);

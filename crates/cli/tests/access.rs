@@ -115,6 +115,64 @@ fn file_replaced_by_fmt_or_compile_loses_setuid_setgid_and_sticky_bits() {
     }
 }
 
+/// A file that no user may write to is protected by its owner. No command replaces it, not even for root, although its
+/// folder would permit that. One permission to write, whose ever it is, is enough.
+#[test]
+fn protected_file_is_not_replaced() {
+    let events =
+        "{\"schema\":1,\"msr\":\"0x1b\",\"access\":\"read\",\"action\":\"deny\",\"time_ns\":1}\n";
+    let commands: [&[&str]; 4] = [
+        &["fmt", "--write", "p.toml"],
+        &["compile", "from.toml", "-o", "p.toml"],
+        &[
+            "learn", "--merge", "p.toml", "-o", "p.toml", "--from", "events",
+        ],
+        &["review", "p.toml", "events", "--accept"],
+    ];
+    for arguments in commands {
+        for (mode, is_protected) in [
+            (0o444, true),
+            (0o400, true),
+            (0o555, true),
+            (0o644, false),
+            (0o464, false),
+            (0o446, false),
+        ] {
+            let place = Place::new(mode);
+            fs::write(place.folder.path().join("events"), events).expect("written");
+            let before = fs::metadata(&place.file).expect("a file").ino();
+            let mut command = msrgate();
+            command.args(arguments).current_dir(place.folder.path());
+            let output = command.output().expect("the command runs");
+            let said = String::from_utf8_lossy(&output.stderr);
+            let is_same = fs::metadata(&place.file).expect("a file").ino() == before;
+            assert_eq!(is_same, is_protected, "{arguments:?}, {mode:o}: {output:?}");
+            assert_eq!(
+                said.contains("p.toml: cannot be written: the file is protected: its mode permits no user to write to it"),
+                is_protected,
+                "{arguments:?}, {mode:o}: {output:?}"
+            );
+            if is_protected {
+                assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+                assert_eq!(fs::read_to_string(&place.file).expect("read"), UNTIDY);
+                assert_eq!(place.access().2, mode);
+            }
+        }
+    }
+}
+
+#[test]
+fn fmt_write_of_protected_file_in_canonical_form_succeeds() {
+    let place = Place::new(0o644);
+    place.run(msrgate(), Writer::Fmt);
+    fs::set_permissions(&place.file, Permissions::from_mode(0o444)).expect("set");
+    let mut command = msrgate();
+    command.args(["fmt", "--write", "p.toml"]);
+    let output = command.current_dir(place.folder.path()).output();
+    let output = output.expect("the command runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
 #[test]
 fn setuid_file_of_another_user_loses_setuid_bit_when_replaced() {
     if !can_become_others() {

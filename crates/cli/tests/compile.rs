@@ -56,6 +56,37 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
     }
 }
 
+/// A filter cannot end the guest, so each format of a filter refuses a policy with `default = "kill"`, and says why.
+/// With `--filter-only` the filter denies what the policy would end the guest for.
+#[test]
+fn compile_to_filter_names_default_kill_in_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let [kill, deny] = ["kill", "deny"].map(|default| {
+        let file = folder.path().join(default).display().to_string();
+        let text = format!("policy = 1\ndefault = \"{default}\"\n[msrs]\n0x10 = \"rw\"\n");
+        fs::write(&file, text).unwrap();
+        file
+    });
+    for format in ["json", "rust", "c", "abi"] {
+        let refused = msrgate(&["compile", &kill, "--format", format]);
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        assert!(refused.stdout.is_empty(), "{format}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            said.ends_with(
+                ": a filter cannot express `default = \"kill\"`, which ends the guest; compile a program, or leave these parts out with --filter-only\n"
+            ),
+            "{format}: {said}"
+        );
+        let only = msrgate(&["compile", &kill, "--format", format, "--filter-only"]);
+        assert_eq!(only.status.code(), Some(0), "{only:?}");
+        let of_deny = msrgate(&["compile", &deny, "--format", format]);
+        assert!(only.stdout == of_deny.stdout, "{format}");
+    }
+    let program = msrgate(&["compile", &kill]);
+    assert_eq!(program.status.code(), Some(0), "{program:?}");
+}
+
 #[test]
 fn compile_with_output_dash_writes_to_standard_output_and_makes_no_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -236,11 +267,25 @@ fn compile_output_to_dangling_link_makes_target_of_link() {
     let made = fs::read_to_string(folder.join("store/1")).unwrap();
     assert!(made.starts_with('{'), "{made}");
     // If the target cannot be made, the link stays.
-    for target in ["absent/1", "loop", "store/2/", "/proc/absent"] {
+    for (target, says) in [
+        (
+            "absent/1",
+            "cannot be written: the link leads to a folder that does not exist, absent",
+        ),
+        (
+            "store/none/../1",
+            "cannot be written: the link leads to a folder that does not exist, store/none/..",
+        ),
+        ("loop", "loop: "),
+        ("store/2/", "loop: "),
+        ("/proc/absent", "loop: cannot be written: "),
+    ] {
         let link = folder.join("loop");
         symlink(target, &link).unwrap();
         let output = in_shell(folder, "COMPILE loop");
         assert_eq!(output.status.code(), Some(2), "{target}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(says), "{target}: {said}");
         assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
         fs::remove_file(link).unwrap();
     }

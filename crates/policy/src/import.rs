@@ -21,6 +21,7 @@ mod dump;
 mod emitted;
 mod firecracker;
 mod grouped;
+mod ioctl;
 mod kernel_log;
 mod msr_safe;
 mod print;
@@ -172,7 +173,7 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownFormat => f.write_str(
-                "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes",
+                "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes, which may also be a dump as by `hexdump -C`",
             ),
             Self::TwoColumns => f.write_str(
                 "the file has two columns of numbers, and does not say what the second one is; if it has the bits that a guest may write, add `--from msr-safe`; a list of values, such as a dump of registers, cannot be imported",
@@ -210,8 +211,7 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
                 .to_owned(),
         ));
     }
-    // The mark that some editors put before a text in UTF-8.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = without_mark(bytes);
     let format = match format {
         Some(format) => format,
         None => detect::detect(bytes)?,
@@ -229,6 +229,11 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
         return Err(ImportError::TooManyEntries(imported.entries.len()));
     }
     Ok(imported)
+}
+
+/// Returns a text without the mark that some editors put before a text in UTF-8.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 /// Reads a text of lines. A last line without a line feed may be the beginning of a longer line,
@@ -279,6 +284,19 @@ fn hexadecimal(text: &str) -> Option<(u64, &str)> {
         .unwrap_or(digits.len());
     let number = u64::from_str_radix(&digits[..end], 16).ok()?;
     Some((number, &digits[end..]))
+}
+
+/// Returns the bytes that pairs of hexadecimal digits stand for; `None` if the text has anything else.
+fn bytes_of_digits(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    let byte = |&[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    let bytes = pairs.iter().map(byte).collect::<Option<_>>()?;
+    rest.is_empty().then_some(bytes)
 }
 
 /// Returns the beginning of a file's text as a message quotes it: escaped, and cut after 40

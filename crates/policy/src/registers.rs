@@ -165,11 +165,15 @@ pub enum Source {
     Xen = 8,
     /// The constants of the crate `x86`, from an old SDM.
     RustX86 = 9,
+    /// The constants of VirtualBox for Hyper-V's registers.
+    VirtualBox = 10,
+    /// The constants of CoreFreq for the uncore of Intel's processor families.
+    CoreFreq = 11,
 }
 
 impl Source {
     /// Every list of registers.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Ia32Doc,
         Self::Linux,
         Self::Edk2,
@@ -180,6 +184,8 @@ impl Source {
         Self::OpenVmm,
         Self::Xen,
         Self::RustX86,
+        Self::VirtualBox,
+        Self::CoreFreq,
     ];
 }
 
@@ -196,6 +202,8 @@ impl fmt::Display for Source {
             Self::OpenVmm => "OpenVMM",
             Self::Xen => "Xen",
             Self::RustX86 => "rust-x86",
+            Self::VirtualBox => "VirtualBox",
+            Self::CoreFreq => "CoreFreq",
         })
     }
 }

@@ -210,6 +210,30 @@ fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
         of(
             "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = 'kill', write = 'deny' }"
         ),
-        "answers from user space; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
+        "the action `kill`, which ends the guest; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
     );
+    for (policy, lost) in [
+        (
+            "default = 'kill'",
+            "`default = \"kill\"`, which ends the guest",
+        ),
+        (
+            "default = 'kill'\n[msrs]\n0x10 = { read = 'kill', write = 'deny' }",
+            "`default = \"kill\"`, which ends the guest",
+        ),
+        (
+            "default = 'kill'\n[msrs]\n0x10 = { read = { value = 1 }, write = 'ignore' }",
+            "`default = \"kill\"`, which ends the guest; answers from user space",
+        ),
+        (
+            "default = 'deny'\n[msrs]\n'0x900..=0xfffffffe' = { read = 'kill', write = 'kill' }",
+            "the action `kill`, which ends the guest",
+        ),
+        (
+            "default = 'deny'\n[msrs]\n0x10 = { read = { value = 1 }, write = 'kill' }",
+            "the action `kill`, which ends the guest; answers from user space",
+        ),
+    ] {
+        assert_eq!(of(&format!("policy = 1\n{policy}")), lost, "{policy}");
+    }
 }

@@ -9,8 +9,9 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use msrgate_filter::abi::{CallerWidth, EncodeError, Request, UserAddress};
-use msrgate_filter::{DefaultAction, ExitReason, Filter, Range, Revision};
+use msrgate_filter::{Access, DefaultAction, ExitReason, Filter, MsrIndex, Range, Revision};
 
+use crate::action::Action;
 use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
 use crate::settings::{Log, Mode, UnknownAction};
@@ -19,7 +20,11 @@ use crate::settings::{Log, Mode, UnknownAction};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss {
-    /// The actions, such as `value` and `handler`, whose accesses user space has to answer.
+    /// `default = "kill"`: user space has to end the guest at each access that no entry decides.
+    KillByDefault,
+    /// The action `kill` of an entry.
+    Kill,
+    /// The other actions, such as `value` and `handler`, whose accesses user space has to answer.
     Answers,
     /// The setting `unknown`, if it lets user space answer accesses to MSRs that KVM does not know.
     Unknown,
@@ -32,6 +37,8 @@ pub enum Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::KillByDefault => "`default = \"kill\"`, which ends the guest",
+            Self::Kill => "the action `kill`, which ends the guest",
             Self::Answers => "answers from user space",
             Self::Unknown => "answers for MSRs that KVM does not know",
             Self::Audit => "the mode audit, which refuses no access",
@@ -49,10 +56,18 @@ pub fn losses(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
     let rules = || variant.rules().all().map(|(_, rule)| rule);
     let unknown = [settings.unknown.read, settings.unknown.write];
+    // No entry decides the last MSR (S3.5), so its rule is the default.
+    let last = MsrIndex::new(u32::MAX);
+    let kills_by_default = Access::ALL
+        .into_iter()
+        .any(|access| *variant.rule(last, access).action == Action::Kill);
+    let kills = rules().any(|rule| *rule.action == Action::Kill);
     [
+        (Loss::KillByDefault, kills_by_default),
+        (Loss::Kill, kills && !kills_by_default),
         (
             Loss::Answers,
-            rules().any(|rule| rule.action.needs_answer()),
+            rules().any(|rule| rule.action.needs_answer() && *rule.action != Action::Kill),
         ),
         (Loss::Unknown, unknown != [UnknownAction::Deny; 2]),
         (Loss::Audit, settings.mode == Mode::Audit),

@@ -27,7 +27,7 @@ pub(crate) struct CodeBase {
 }
 
 /// Every code base, in the order of the variants of `Source`.
-pub(crate) const ALL: [CodeBase; 5] = [
+pub(crate) const ALL: [CodeBase; 7] = [
     CodeBase {
         folder: "freebsd",
         origin: "FreeBSD, sys/x86/include/specialreg.h",
@@ -57,6 +57,21 @@ pub(crate) const ALL: [CodeBase; 5] = [
         origin: "the crate x86 0.52, src/msr.rs",
         licence: "MIT",
         prefixes: &[""],
+    },
+    CodeBase {
+        folder: "virtualbox",
+        origin: "VirtualBox 7, src/VBox/VMM/include/GIMHvInternal.h",
+        licence: "GPL-3.0-only",
+        prefixes: &["MSR_GIM_HV_"],
+    },
+    // The names without a family are Linux's, or mean other registers there.
+    CodeBase {
+        folder: "corefreq",
+        origin: "CoreFreq, intel_reg.h",
+        licence: "GPL-2.0-only",
+        prefixes: &[
+            "MSR_NHM_", "MSR_SNB_", "MSR_IVB_", "MSR_HSW_", "MSR_SKL_", "MSR_ADL_",
+        ],
     },
 ];
 
@@ -128,6 +143,11 @@ fn constant<'l>(line: &'l str, base: &CodeBase) -> Option<(u32, &'l str)> {
     if !(rest.is_empty() || rest.starts_with("/*") || rest.starts_with("//")) {
         return None;
     }
+    // VirtualBox writes `UINT32_C(0x10)`.
+    let plain = value
+        .strip_prefix("UINT32_C(")
+        .and_then(|value| value.strip_suffix(')'));
+    let value = plain.unwrap_or(value);
     let value = value.replace('_', "").to_ascii_lowercase();
     let index = match value.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16),
@@ -142,7 +162,7 @@ mod tests {
 
     #[test]
     fn constant_is_read_from_definitions_of_registers_only() {
-        let [freebsd, .., xen, rust] = &ALL;
+        let [freebsd, .., xen, rust, virtualbox, corefreq] = &ALL;
         for (base, line, wanted) in [
             (
                 freebsd,
@@ -179,6 +199,32 @@ mod tests {
                 Some((0xc000_0080, "IA32_EFER")),
             ),
             (rust, "pub const DEFAULT: u64 = 0x7;", None),
+            (
+                virtualbox,
+                "#define MSR_GIM_HV_SINT10             UINT32_C(0x4000009A)",
+                Some((0x4000_009a, "MSR_GIM_HV_SINT10")),
+            ),
+            (
+                virtualbox,
+                "#define MSR_GIM_HV_STIMER_SINTX       UINT64_C(0xf0000)",
+                None,
+            ),
+            (
+                virtualbox,
+                "#define MSR_GIM_HV_RANGE0_LAST        MSR_GIM_HV_RESET",
+                None,
+            ),
+            (
+                corefreq,
+                "#define MSR_SKL_UNCORE_PERF_GLOBAL_CTRL \t0x00000e01",
+                Some((0xe01, "MSR_SKL_UNCORE_PERF_GLOBAL_CTRL")),
+            ),
+            (
+                corefreq,
+                "\t#define MSR_NHM_TURBO_RATIO_LIMIT\t0x000001ad",
+                None,
+            ),
+            (corefreq, "#define MSR_FLEX_RATIO\t0x00000194", None),
         ] {
             assert_eq!(constant(line, base), wanted, "{line}");
         }

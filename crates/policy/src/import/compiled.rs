@@ -5,10 +5,9 @@
 //! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`.
 //! A bitmap's bytes start with byte 0, and have two digits each.
 
-use msrgate_filter::abi::{CallerWidth, Request, Segment, Slot, UserAddress};
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, Revision,
-    SetCall, SetError, Verdict, X2APIC,
+    Verdict, X2APIC,
 };
 use msrgate_program::{Action, Log, MsrRange};
 
@@ -16,7 +15,10 @@ use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
 use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
-use super::{ImportError, dump, emitted, hexadecimal, quoted, without_effect};
+use super::{
+    ImportError, bytes_of_digits, dump, emitted, hexadecimal, ioctl, quoted, without_effect,
+    without_mark,
+};
 
 /// The version of the JSON format that this module reads: the value of the key `schema`.
 const SCHEMA: u64 = 1;
@@ -41,6 +43,7 @@ struct Window {
 /// Returns true if bytes look like the formats that [`compiled_filter`] reads.
 #[must_use]
 pub fn is_compiled_filter(bytes: &[u8]) -> bool {
+    let bytes = without_mark(bytes);
     is_json(bytes) || is_compiled_bytes(bytes) || emitted::is_emitted(bytes)
 }
 
@@ -66,25 +69,23 @@ fn is_abi(bytes: &[u8]) -> bool {
 /// Returns [`ImportError`] if the bytes have none of these formats, or if the ranges cannot form a
 /// filter.
 pub fn compiled_filter(bytes: &[u8]) -> Result<CompiledFilter, ImportError> {
-    compiled(bytes).map(|compiled| CompiledFilter {
+    compiled(without_mark(bytes)).map(|compiled| CompiledFilter {
         filter: compiled.filter,
         made_for: compiled.made_for,
     })
 }
 
 fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
-    let of_bytes = |bytes: &[u8]| {
-        Ok(Compiled {
-            filter: abi(bytes)?,
-            made_for: None,
-            reasons: None,
-        })
+    let mere = |filter: Filter| Compiled {
+        filter,
+        made_for: None,
+        reasons: None,
     };
     if is_abi(bytes) {
-        return of_bytes(bytes);
+        return ioctl::read(bytes).map(mere);
     }
     if dump::is_dump(bytes) {
-        return of_bytes(&dump::read(bytes)?);
+        return ioctl::read_dump(&dump::read(bytes)?).map(mere);
     }
     if emitted::is_emitted(bytes) {
         return emitted::read(bytes);
@@ -96,78 +97,6 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
         made_for: document.cpu,
         reasons: document.reasons,
     })
-}
-
-/// Returns the filter that the kernel would read if these bytes were the caller's memory from
-/// address 0 on. The caller is a 64-bit process, or a 32-bit process if the bytes are not the
-/// struct of a 64-bit one.
-fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
-    // After the flags, a caller of 64 bits has padding, and one of 32 bits the flags of its first range.
-    let has_padding = bytes.get(4..8).is_none_or(|four| four == [0; 4]);
-    match abi_of(bytes, CallerWidth::Bits64) {
-        Err(error) if !has_padding => abi_of(bytes, CallerWidth::Bits32).map_err(|_| error),
-        filter => filter,
-    }
-}
-
-fn abi_of(bytes: &[u8], width: CallerWidth) -> Result<Filter, ImportError> {
-    if let Some(slot) = addressed(bytes, width) {
-        return Err(ImportError::Bytes(format!(
-            "range {slot} points to its bitmap by an address in the program that the struct was taken from, so the bitmap is not in the file; put the bitmaps behind the struct, and their offsets in the file in place of the addresses"
-        )));
-    }
-    let memory = Segment {
-        start: UserAddress::NULL,
-        bytes,
-    };
-    let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
-    match (call.result(), call.published().last()) {
-        (Ok(()), Some(filter)) if has_more(bytes, width, filter) => Err(ImportError::Bytes(
-            "more bytes follow the filter's last bitmap, so the file is not a single filter, or a part of it was overwritten"
-                .to_owned(),
-        )),
-        (Ok(()), Some(filter)) => Ok(filter.clone()),
-        (Err(error), _) => Err(ImportError::Bytes(format!(
-            "the file is neither text nor a program, and not the bytes of a filter: {}",
-            without_values(&error)
-        ))),
-        (Ok(()), None) => Err(ImportError::Bytes("the bytes set no filter".to_owned())),
-    }
-}
-
-/// A number that is above every offset in a file of a struct and its bitmaps.
-const MAX_OFFSET: u64 = 0x1_0000;
-
-/// Returns the first range whose bitmap is not in the file, but at an address of a program's memory.
-fn addressed(bytes: &[u8], width: CallerWidth) -> Option<Slot> {
-    let request = Request::decode(bytes.get(..width.struct_size())?, width).ok()?;
-    let mut slots = request.slots();
-    let found = slots.find(|(_, range)| {
-        let is_range = Accesses::from_bits(range.flags).is_some();
-        let is_used = is_range && Bitmap::words_for(range.nmsrs).is_ok();
-        is_used && range.bitmap.get() >= MAX_OFFSET.max(bytes.len() as u64)
-    });
-    found.map(|(slot, _)| slot)
-}
-
-/// Returns true if the file has more bytes after the struct and its bitmaps. A file whose beginning
-/// was overwritten with zeros has such bytes, because the zeros read as a filter without ranges.
-fn has_more(bytes: &[u8], width: CallerWidth, filter: &Filter) -> bool {
-    let bitmaps = filter.ranges().iter().map(|range| range.bitmap().words());
-    let bitmaps: usize = bitmaps.map(size_of_val).sum();
-    bytes.len() > width.struct_size() + bitmaps
-}
-
-/// Returns the part of the struct that is wrong, without its numbers: they are bytes of the file,
-/// which may be a secret.
-fn without_values(error: &SetError) -> String {
-    match error {
-        SetError::UnknownFlags(_) => "the filter's flags are neither 0 nor 1".to_owned(),
-        SetError::Range { slot, .. } => format!("range {slot} is not valid"),
-        SetError::Unreadable(_) => "the file is too short".to_owned(),
-        SetError::NoFilter(error) => error.to_string(),
-        _ => "the bytes do not have the form of a filter".to_owned(),
-    }
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
@@ -259,23 +188,11 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
             format!("the value must be 1 to {}", Bitmap::MAX_COUNT),
         )
     })?;
-    let bytes = bytes(&window.bitmap).ok_or((
+    let bytes = bytes_of_digits(&window.bitmap).ok_or((
         "bitmap",
         "the value must be bytes of two hexadecimal digits each".to_owned(),
     ))?;
     range_of(accesses, MsrIndex::new(base), window.count, &bytes)
-}
-
-fn bytes(digits: &str) -> Option<Vec<u8>> {
-    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
-    let digit = |digit: u8| {
-        char::from(digit)
-            .to_digit(16)
-            .and_then(|value| u8::try_from(value).ok())
-    };
-    let byte = |&[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
-    let bytes = pairs.iter().map(byte).collect::<Option<_>>()?;
-    rest.is_empty().then_some(bytes)
 }
 
 /// Returns runs of MSRs for which the filter has one decision that differs from its default.

@@ -1,4 +1,5 @@
 mod dumps;
+mod ioctl;
 mod reports;
 
 use msrgate_filter::{

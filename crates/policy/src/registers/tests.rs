@@ -264,11 +264,19 @@ fn by_name_finds_names_of_other_code_bases() {
         ("MSR_K8_HWCR", 0xc001_0015),
         ("MSR_UARCH_MISC_CTRL", 0x1b01),
         ("MSR_CESR", 0x11),
+        ("MSR_GIM_HV_GUEST_OS_ID", 0x4000_0000),
+        ("MSR_GIM_HV_SINT3", 0x4000_0093),
+        ("MSR_GIM_HV_POWER_STATE_TRIGGER_C1", 0x4000_00c1),
+        ("MSR_GIM_HV_CRASH_CTL", 0x4000_0105),
+        ("MSR_SKL_UNCORE_PERF_GLOBAL_CTRL", 0xe01),
+        ("MSR_HSW_EP_PMON_GLOBAL_CTRL", 0x700),
     ] {
         assert_eq!(one(name).index, MsrIndex::new(index), "{name}");
     }
     // illumos has a wrong number for it: 0xc0000010.
     assert_eq!(by_index(MsrIndex::new(0xc000_0010)), None);
+    // VirtualBox's name of the first index of a range is no name of the register that has this index.
+    assert!(matches!(by_name("MSR_GIM_HV_RANGE5_FIRST"), Named::None(_)));
 }
 
 #[test]

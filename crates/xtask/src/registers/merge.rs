@@ -219,7 +219,8 @@ fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'sta
             other => bail!("{other} is no vendor"),
         });
     }
-    Ok(if name.starts_with("HV_X64_MSR_") {
+    let is_hyper_v = name.starts_with("HV_X64_MSR_") || name.starts_with("MSR_GIM_HV_");
+    Ok(if is_hyper_v {
         "HyperV"
     } else if name.starts_with("MSR_IDT_") || name.starts_with("MSR_VIA_") {
         "Centaur"

@@ -27,16 +27,20 @@ pub(super) enum Source {
     OpenVmm,
     Xen,
     RustX86,
+    VirtualBox,
+    CoreFreq,
 }
 
 impl Source {
     /// The code bases, in the order of [`code_bases::ALL`].
-    pub(super) const CODE: [Self; 5] = [
+    pub(super) const CODE: [Self; 7] = [
         Self::FreeBsd,
         Self::Illumos,
         Self::OpenVmm,
         Self::Xen,
         Self::RustX86,
+        Self::VirtualBox,
+        Self::CoreFreq,
     ];
 }
 

@@ -13,7 +13,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     Rule {
         source: Source::Linux,
         matches: |name| {
@@ -57,6 +57,11 @@ const RULES: [Rule; 8] = [
             name.ends_with("_MASK") && name.contains("_CMT_") || name.ends_with("_FORMAT")
         },
         why: "a mask: MSR_IA32_PERF_CAP_LBR_FORMAT is 0x3f",
+    },
+    Rule {
+        source: Source::VirtualBox,
+        matches: |name| name.starts_with("MSR_GIM_HV_RANGE"),
+        why: "the first index of a range, whose register has a name of its own",
     },
 ];
 

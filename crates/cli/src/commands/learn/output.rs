@@ -83,10 +83,7 @@ pub(super) fn check(args: &LearnArgs) -> Result<(), Failure> {
 /// Returns the file of the new policy. Nothing is left of the attempt to make one.
 fn file(args: &LearnArgs) -> Result<Output, Failure> {
     let path = &*args.output;
-    let failed = |error: io::Error| Failure::Input {
-        what: named::name(path),
-        why: format!("cannot be written: {error}"),
-    };
+    let failed = |error: io::Error| whole::unwritable(path, &error);
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let (Target::Path(there) | Target::Open(there)) =
@@ -107,6 +104,9 @@ fn file(args: &LearnArgs) -> Result<Output, Failure> {
                 return Err(Failure::Usage(format!(
                     "{file} exists; to add to a policy of this name, write --merge {file} -o {file}; else name another file"
                 )));
+            }
+            if there.is_file() {
+                whole::check_protection(&there).map_err(failed)?;
             }
             match blank {
                 Some(blank) => Ok(Output::Blank(blank)),
