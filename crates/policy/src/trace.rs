@@ -99,6 +99,9 @@ pub enum Line {
     /// An event that is not an access, and shows that a vCPU runs a nested guest, such as
     /// `kvm_nested_vmenter`.
     Nested,
+    /// A note that this many VMs, at least 1, have come behind the policy of a run of `msrgate exec`, which records
+    /// what the policy refuses to them.
+    Guarded(u64),
     /// A note that this many events are missing from the trace here. If the number is unknown, it
     /// is 1.
     Lost(u64),

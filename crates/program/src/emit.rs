@@ -11,6 +11,7 @@ use core::fmt;
 use msrgate_filter::abi::{CallerWidth, EncodeError, Request, UserAddress};
 use msrgate_filter::{DefaultAction, ExitReason, Filter, Range, Revision};
 
+use crate::action::Action;
 use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
 use crate::settings::{Log, Mode, UnknownAction};
@@ -48,12 +49,13 @@ impl fmt::Display for Loss {
 pub fn losses(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
     let rules = || variant.rules().all().map(|(_, rule)| rule);
+    // In audit mode `kill` ends no guest: it is a refusal that is let through.
+    let is_answer = |action: &Action| {
+        action.needs_answer() && !(settings.mode == Mode::Audit && action.refuses())
+    };
     let unknown = [settings.unknown.read, settings.unknown.write];
     [
-        (
-            Loss::Answers,
-            rules().any(|rule| rule.action.needs_answer()),
-        ),
+        (Loss::Answers, rules().any(|rule| is_answer(rule.action))),
         (Loss::Unknown, unknown != [UnknownAction::Deny; 2]),
         (Loss::Audit, settings.mode == Mode::Audit),
         (Loss::Log, rules().any(|rule| rule.log > Log::Denied)),

@@ -5,7 +5,6 @@ mod report;
 mod rows;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -20,7 +19,7 @@ use crate::cli::{Format, ReviewArgs};
 use crate::failure::{Answer, Failure};
 use crate::files::{Files, Place};
 use crate::links;
-use crate::load::{Input, is_standard_input};
+use crate::load::Input;
 use crate::named;
 use crate::output;
 use crate::processor;
@@ -41,9 +40,6 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let advisers = Advisers::new()?;
     let (mut rows, mut missing) = (Rows::new(&compiled, variant, &advisers), Vec::new());
     for file in &args.events {
-        if is_empty(file) {
-            continue;
-        }
         let read = read(file, policy, variant)?;
         missing.extend(
             read.recording
@@ -74,12 +70,6 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         }
     }
     Ok(answer)
-}
-
-/// Returns true for the empty file of a run that refused nothing.
-fn is_empty(file: &Path) -> bool {
-    let found = fs::metadata(file);
-    !is_standard_input(file) && found.is_ok_and(|found| found.is_file() && found.len() == 0)
 }
 
 fn check_writable(policy: &Path, input: &Input) -> Result<(), Failure> {

@@ -84,7 +84,7 @@ fn log_denied_makes_event_of_denied_access_and_none_of_allowed_access() {
     let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("both"));
     assert_eq!((&*ran.out, ran.status), ("!\n.\n", 0), "{}", ran.err);
     lab.assert_no_page_is_left();
-    let events = fs::read_to_string(lab.path("events")).unwrap();
+    let events = lab.events("events");
     assert_eq!(events.lines().count(), 1, "{events}");
     let event: serde_json::Value = serde_json::from_str(&events).unwrap();
     let seen = [&event["action"], &event["msr"], &event["access"]];

@@ -213,7 +213,7 @@ fn audit_mode_refuses_no_access_of_qemu_guest_and_writes_event_of_denied_read() 
                 "{}",
                 ran.err
             );
-            let events = fs::read_to_string(lab.path("events")).unwrap();
+            let events = lab.events("events");
             assert_eq!(events.lines().count(), 1, "{events}");
             assert!(
                 events.contains("\"action\":\"would-") && events.contains("\"msr\":\"0x8b\""),
@@ -228,7 +228,7 @@ fn events_file_has_an_event_for_each_refused_read_of_qemu_guest() {
     for lab in labs(DENIES) {
         boot(&lab, &["--events", "events", "--quiet"], &[]);
         lab.assert_no_page_is_left();
-        let events = fs::read_to_string(lab.path("events")).unwrap();
+        let events = lab.events("events");
         let is_one = |line: &&str| {
             let event: serde_json::Value = serde_json::from_str(line).unwrap();
             event["action"] == "deny" && event["line"] == 4 && event["policy"] == "guest.toml"
@@ -346,7 +346,7 @@ fn qemu_daemon_is_guarded_and_exec_returns_when_daemon_has_started() {
         }
         assert_eq!(console, "!!!!!!!!Q\n");
         lab.assert_no_page_is_left();
-        let events = fs::read_to_string(lab.path("events")).unwrap();
+        let events = lab.events("events");
         assert_eq!(events.matches("\"msr\":\"0x8b\"").count(), 8, "{events}");
     }
 }

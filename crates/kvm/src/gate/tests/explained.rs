@@ -60,11 +60,15 @@ const UNKNOWN_FIRST: &str =
     "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'denied' }";
 const UNKNOWN_AUDIT: &str = "default = 'allow'\nmode = 'audit'\nunknown = { read = 0 }";
 
+const BOTH: Events = Events::FirstAndFirstRefused;
+const WOULD: Events = Events::FirstAndFirstWouldBeRefused;
+
 const KILL: &str = "0x10000 = { read = 'kill', write = 'kill' }";
 const HANDLER: &str = "0x10000 = { read = { handler = 'mine' }, write = { handler = 'mine' } }";
 const VALUE: &str = "0x10000 = { read = { value = 7 }, write = 'ignore' }";
 const REGISTER: &str = "0x10000 = { register = { reset = 0, mask = 1 } }";
 const PIN: &str = "IA32_LSTAR = { read = 'allow', write = 'pin' }";
+const MASK: &str = "IA32_STAR = { read = 'allow', write = { mask = 1, outside = 'deny' } }";
 const STICKY: &str = "IA32_FMASK = { read = 'allow', write = 'sticky' }";
 const ALL: &str = "IA32_STAR = { read = 'allow', write = 'allow', log = 'all' }";
 const NONE: &str = "0x10000 = 'none'";
@@ -77,7 +81,7 @@ const ROWS: &[Row] = &[
     row(QUIET, "", (STAR, R), Events::None, 3),
     row(FIRST, "", (STAR, W), Events::First, 3),
     row(ALLOW_FIRST, "", (STAR, W), Events::First, 0),
-    row(ALLOW_FIRST, "", (NOWHERE, R), Events::First, 3),
+    row(ALLOW_FIRST, "", (NOWHERE, R), Events::FirstTwice, 3),
     row(DENY, ALL, (STAR, W), Events::Each, 0),
     // The end of a VM is an event at any level.
     row(DENY, KILL, (SPARE, R), Events::Each, 3),
@@ -90,7 +94,12 @@ const ROWS: &[Row] = &[
     row(QUIET_AUDIT, KILL, (SPARE, R), Events::First, 3),
     row(AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
     row(QUIET_AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
-    row(FIRST_AUDIT, PIN, (LSTAR, W), Events::First, 2),
+    row(FIRST_AUDIT, PIN, (LSTAR, W), WOULD, 2),
+    row(FIRST_AUDIT, MASK, (STAR, W), WOULD, 2),
+    row(FIRST_AUDIT, REGISTER, (SPARE, W), WOULD, 2),
+    row(FIRST_AUDIT, REGISTER, (SPARE, R), Events::First, 0),
+    row(FIRST_AUDIT, VALUE, (SPARE, W), Events::First, 0),
+    row(FIRST_AUDIT, NONE, (SPARE, R), Events::First, 3),
     row(AUDIT, REGISTER, (SPARE, W), Events::FirstWouldBeRefused, 2),
     row(AUDIT, "", (MsrIndex::MAX, R), Events::Each, 3),
     row(QUIET_AUDIT, "", (MsrIndex::MAX, W), Events::None, 3),
@@ -98,6 +107,13 @@ const ROWS: &[Row] = &[
     // Answers.
     row(DENY, VALUE, (SPARE, R), Events::NoRefusals, 0),
     row(FIRST, VALUE, (SPARE, W), Events::First, 0),
+    // The first refused access is an event, although one that was not refused came before.
+    row(FIRST, PIN, (LSTAR, W), BOTH, 2),
+    row(FIRST, MASK, (STAR, W), BOTH, 2),
+    row(FIRST, REGISTER, (SPARE, W), BOTH, 2),
+    row(FIRST, STICKY, (FMASK, W), BOTH, 0),
+    row(FIRST, HANDLER, (SPARE, R), BOTH, 0),
+    row(FIRST, MICROCODE, (LOADER, W), Events::First, 3),
     row(DENY, HANDLER, (SPARE, R), Events::EachRefused, 0),
     row(QUIET, HANDLER, (SPARE, W), Events::None, 0),
     row(DENY, REGISTER, (SPARE, W), Events::EachRefused, 2),
@@ -145,6 +161,10 @@ fn gate_logs_accesses_that_explain_names() {
         assert_eq!(says, row.events, "{text}");
         let expected = match says {
             Events::First => 1,
+            Events::FirstTwice => 2,
+            Events::FirstAndFirstRefused | Events::FirstAndFirstWouldBeRefused => {
+                row.refused.min(1) + (3 - row.refused).min(1)
+            }
             Events::FirstWouldBeRefused => row.refused.min(1),
             Events::EachRefused => row.refused,
             Events::Each => 3,
