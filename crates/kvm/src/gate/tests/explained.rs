@@ -58,6 +58,9 @@ const UNKNOWN_DENIED: &str = "default = 'allow'\nunknown = { read = 0 }";
 const UNKNOWN_NONE: &str = "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'none' }";
 const UNKNOWN_FIRST: &str =
     "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'denied' }";
+const FIRST_UNKNOWN: &str = "default = 'allow'\nlog = 'first'\nunknown = { read = 0 }";
+const FIRST_AUDIT_UNKNOWN: &str =
+    "default = 'allow'\nmode = 'audit'\nlog = 'first'\nunknown = { read = 0 }";
 const UNKNOWN_AUDIT: &str = "default = 'allow'\nmode = 'audit'\nunknown = { read = 0 }";
 
 const BOTH: Events = Events::FirstAndFirstRefused;
@@ -81,7 +84,7 @@ const ROWS: &[Row] = &[
     row(QUIET, "", (STAR, R), Events::None, 3),
     row(FIRST, "", (STAR, W), Events::First, 3),
     row(ALLOW_FIRST, "", (STAR, W), Events::First, 0),
-    row(ALLOW_FIRST, "", (NOWHERE, R), Events::FirstTwice, 3),
+    row(ALLOW_FIRST, "", (NOWHERE, R), Events::First, 3),
     row(DENY, ALL, (STAR, W), Events::Each, 0),
     // The end of a VM is an event at any level.
     row(DENY, KILL, (SPARE, R), Events::Each, 3),
@@ -135,6 +138,9 @@ const ROWS: &[Row] = &[
     // Such an access exits twice if the filter is to see it, too.
     row(UNKNOWN_AUDIT, NONE, (SPARE, R), Events::EachAndFirst, 3),
     row(UNKNOWN_FIRST, "", (NOWHERE, W), Events::EachAndFirst, 3),
+    row(FIRST_UNKNOWN, "", (NOWHERE, R), Events::First, 0),
+    row(FIRST_UNKNOWN, "", (NOWHERE, W), Events::FirstTwice, 3),
+    row(FIRST_AUDIT_UNKNOWN, NONE, (SPARE, R), Events::First, 3),
 ];
 
 /// Returns the number of events of three accesses.
