@@ -208,8 +208,16 @@ fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
     assert_eq!(POLICIES.map(of), ["", "", ""]);
     assert_eq!(
         of(
-            "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = 'kill', write = 'deny' }"
+            "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = { value = 1 }, write = 'deny' }"
         ),
         "answers from user space; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
     );
+    // In audit mode `kill` is no answer: it ends no guest.
+    let kills = |mode| {
+        of(&format!(
+            "policy = 1\ndefault = 'deny'\nmode = '{mode}'\n[msrs]\n0x10 = {{ read = 'kill', write = 'deny' }}"
+        ))
+    };
+    assert_eq!(kills("enforce"), "answers from user space");
+    assert_eq!(kills("audit"), "the mode audit, which refuses no access");
 }
