@@ -296,6 +296,40 @@ fn recording_that_shows_nothing_exits_2_for_each_command_and_kind_of_input() {
     assert_eq!(folder.run(&["review", "p.toml", "lost"]).0, Some(2));
 }
 
+/// After a run that `kill` ended, the recording has one access, and the guest would have made others. `review` and
+/// `learn --from` say so, and `review` names what the policy would end the guest for.
+#[test]
+fn review_and_learn_say_that_killed_guest_was_not_recorded_to_its_end() {
+    let event = |action| {
+        format!(
+            "{{\"schema\":1,\"msr\":\"0x10\",\"access\":\"read\",\"reason\":\"filter\",\"action\":\"{action}\"}}\n"
+        )
+    };
+    let (killed, would) = (event("kill"), event("would-kill"));
+    let folder = Folder::new(&[
+        ("p.toml", "policy = 1\ndefault = \"kill\"\n"),
+        ("killed", &killed),
+        ("would", &would),
+    ]);
+    for (file, says) in [("killed", true), ("would", false)] {
+        let (code, out, err) = folder.run(&["review", "p.toml", file]);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(
+            out.contains("refused by `default`, by `kill`, which ends the guest"),
+            "{out}"
+        );
+        let (_, learnt, _) = folder.run(&["learn", "-o", "-", "--from", file]);
+        for text in [out, learnt] {
+            let note = format!("{file} shows that `kill` ended a guest once");
+            assert_eq!(text.contains(&note), says, "{text}");
+        }
+        let (_, out, _) = folder.run(&["review", "p.toml", file, "--format", "json"]);
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(report["rows"][0]["kills"], true);
+        assert_eq!(report["ends"].as_array().unwrap().len(), usize::from(says));
+    }
+}
+
 fn unknown_msr(action: &str) -> String {
     format!(
         "{{\"schema\":1,\"msr\":\"0x1c9\",\"access\":\"read\",\"reason\":\"unknown\",\"action\":\"{action}\"}}\n"

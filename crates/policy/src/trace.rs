@@ -58,6 +58,9 @@ pub enum Told {
     /// The policy refused the access, or would have refused it without audit mode. Nothing shows how KVM
     /// would treat the access.
     Refused,
+    /// The policy refused the access, and ended the guest by it. Nothing shows how KVM would treat the access, or
+    /// what the guest would have done after it.
+    Ended,
     /// KVM knows the MSR, and refused the access.
     Invalid,
     /// KVM does not know the MSR.

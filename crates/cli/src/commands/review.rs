@@ -38,7 +38,8 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let (policy, variant) = (compiled.policy(), chosen.variant);
     let advisers = Advisers::new()?;
-    let (mut rows, mut missing) = (Rows::new(&compiled, variant, &advisers), Vec::new());
+    let mut rows = Rows::new(&compiled, variant, &advisers);
+    let (mut missing, mut ends) = (Vec::new(), Vec::new());
     for file in &args.events {
         let read = read(file, policy, variant)?;
         missing.extend(
@@ -49,6 +50,7 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         if read.stopped.is_some() {
             missing.push(format!("Ctrl-C ended the reading of {}.", read.name));
         }
+        ends.extend(read.recording.end(&read.name));
         rows.add(&read);
     }
     let accepted = match &args.accept {
@@ -62,11 +64,14 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         _ => Answer::No,
     };
     match args.format.format {
-        Format::Json => output::json(out, &report::for_programs(policy, &rows, &missing, answer))?,
+        Format::Json => output::json(
+            out,
+            &report::for_programs(policy, &rows, (&missing, &ends), answer),
+        )?,
         Format::Text => {
             // Without --cpu, the policy is the same for all processors, or this host's is chosen again.
             let cpu = chosen.cpu.as_ref().filter(|_| args.cpu.cpu.is_some());
-            report::for_people(out, args, cpu, policy, &rows, &missing)?;
+            report::for_people(out, (args, cpu), policy, &rows, (&missing, &ends))?;
         }
     }
     Ok(answer)

@@ -190,6 +190,19 @@ fn default_kill_ends_vmm_at_access_that_no_entry_names() {
     );
     let said = "the policy has the action kill for the read of MSR 0x8b";
     assert!(killed.err.contains(said), "{}", killed.err);
+    for text in [
+        "by the default of guest.toml (kill), first",
+        "`kill` has ended a VMM",
+    ] {
+        assert!(killed.err.contains(text), "{text}: {}", killed.err);
+    }
+    let audit = ran(lab.exec(&["--audit"]).arg(&vmm));
+    for text in [
+        "(kill), first",
+        "without the audit, the first access marked (kill)",
+    ] {
+        assert!(audit.err.contains(text), "{text}: {}", audit.err);
+    }
     let grant = "to allow: IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }\n";
     assert!(killed.err.contains(grant), "{}", killed.err);
     let entry = "IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }";

@@ -122,7 +122,8 @@ fn told(reason: Option<&str>, action: Option<&str>) -> Option<Told> {
     match (reason, action?) {
         (Some("unknown"), _) => Some(Told::Unknown),
         (Some("invalid"), _) => Some(Told::Invalid),
-        (_, "deny" | "would-deny" | "kill" | "would-kill") => Some(Told::Refused),
+        (_, "kill") => Some(Told::Ended),
+        (_, "deny" | "would-deny" | "would-kill") => Some(Told::Refused),
         _ => Some(Told::Passed),
     }
 }
