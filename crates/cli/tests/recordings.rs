@@ -281,6 +281,12 @@ fn recording_that_shows_nothing_exits_2_for_each_command_and_kind_of_input() {
             );
         }
     }
+    // Nothing is learnt of what the policy of that run allowed.
+    let (_, learnt, _) = folder.run(&["learn", "-o", "-", "--from", "guarded"]);
+    assert!(
+        learnt.contains("is of a run that refused nothing"),
+        "{learnt}"
+    );
     // One such input among others is wrong, too.
     let several = folder.run(&["review", "p.toml", "guarded", "empty"]);
     assert_eq!(several.0, Some(2), "{}", several.2);

@@ -169,7 +169,11 @@ fn action_kill_ends_qemu_by_sigkill_with_message_that_says_why() {
             ran.err
         );
         assert!(
-            ran.err.contains("refused 1 access\n  1 read of 0x8b"),
+            ran.err
+                .contains("refused 1 access\n  `kill` has ended a VMM;")
+                && ran
+                    .err
+                    .contains("\n  1 read of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4 (kill), first"),
             "{}",
             ran.err
         );
@@ -191,7 +195,7 @@ fn default_kill_ends_qemu_at_first_access_of_firmware() {
         );
         let by = ran
             .err
-            .contains(" by the default of guest.toml, first by vCPU 0");
+            .contains(" by the default of guest.toml (kill), first by vCPU 0");
         assert!(by && ran.err.contains("; to allow: "), "{}", ran.err);
         lab.assert_no_page_is_left();
     }

@@ -105,6 +105,11 @@ impl Recording {
         } else if self.events > 0 {
             say("has the accesses that its policy logs, and no others.");
         }
+        if self.traced + self.events == 0 && totals.guarded > 0 {
+            say(
+                "is of a run that refused nothing. What its policy allowed is missing here; --merge adds to that policy.",
+            );
+        }
         if self.traced + self.events > 0 {
             say("does not show what the guest did before the recording began.");
         }
