@@ -208,7 +208,7 @@ pub(crate) struct CompileArgs {
     /// as /dev/stdout is written to directly. A file whose mode permits no user to write, such as 0444, is not replaced
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Write the filter even if it cannot do all that the policy says
+    /// Write the filter even if it cannot do all that the policy says, and say on standard error what it leaves out
     #[arg(long)]
     pub(crate) filter_only: bool,
     #[command(flatten)]
@@ -272,8 +272,8 @@ pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script`, `perf trace` or `trace-cmd report`, or JSON lines, such as events of `exec`;
-    /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, none of
-    /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, accesses went
+    /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, or tells of a
+    /// VM of `exec`, none would be refused, and no part is missing; else 2: the trace has neither, events were lost, accesses went
     /// to user space without their MSRs' names, lines could not be read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
     pub(crate) trace: PathBuf,
     /// Replay only the accesses of this task: the name of a thread (`CPU 0/KVM`), the number of a thread or a process, or
@@ -293,7 +293,8 @@ pub(crate) struct ReplayArgs {
 pub(crate) struct ReviewArgs {
     /// The policy that is reviewed; with --accept, a file
     pub(crate) policy: PathBuf,
-    /// Events of `exec --events`, of an audit or of a gate, or a trace, as `replay` reads them; `-` for standard input
+    /// Events of `exec --events`, of an audit or of a gate, or a trace, as `replay` reads them; `-` for standard input. Each
+    /// has an access, or tells of a VM of `exec`: an input without both is wrong, since it shows nothing
     #[arg(required = true, value_name = "EVENTS")]
     pub(crate) events: Vec<PathBuf>,
     /// Allow in the policy's file all that is open, or what is listed of these MSRs. An MSR that an entry refuses
@@ -405,7 +406,8 @@ pub(crate) struct LearnArgs {
     #[arg(last = true, required_unless_present = "from", value_name = "VMM")]
     pub(crate) vmm: Vec<OsString>,
     /// Learn from these files in place of a run: events of `exec --events`, of an audit or of a gate, and traces of
-    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input. All files together count as one run
+    /// `kvm:kvm_msr`, as `replay` reads them; `-` for standard input. Each has an access, or tells of a VM of `exec`. All files together
+    /// count as one run
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["vmm", "until"])]
     pub(crate) from: Vec<PathBuf>,
     /// Add to this policy what the run shows, and keep all that its author wrote

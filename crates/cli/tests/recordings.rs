@@ -21,6 +21,9 @@ const EVENTS: &str = r#"{"schema":1,"time":1.5,"vcpu":0,"msr":"0x277","access":"
 {"schema":1,"time":1.8,"vcpu":0,"msr":"0x606","access":"read","reason":"filter","action":"deny"}
 "#;
 
+/// The line with which a run of `exec --events` says that its policy guards one more VM.
+const GUARDED: &str = "{\"schema\":1,\"event\":\"vm\",\"guarded\":1}\n";
+
 const TRACE: &str = " CPU-1 [001] 1.2: kvm_msr: msr_read c0000080 = 0xd01\n CPU-1 [001] 1.3: kvm_msr: msr_read 1c9 = 0x0 (#GP)\n";
 
 struct Folder(TempDir);
@@ -239,7 +242,7 @@ fn review_accept_loosens_entry_only_if_named_and_never_a_final_entry() {
 
 #[test]
 fn review_of_events_of_run_without_refused_access_exits_0() {
-    let folder = Folder::new(&[("e.jsonl", ""), ("t.txt", TRACE), ("p.toml", POLICY)]);
+    let folder = Folder::new(&[("e.jsonl", GUARDED), ("t.txt", TRACE), ("p.toml", POLICY)]);
     assert_eq!(folder.run(&["review", "p.toml", "e.jsonl"]).0, Some(0));
     // A trace does not show if KVM or a filter gave the guest its #GP.
     let wanted = vec![row("0x1c9", "unclear"), row("0xc0000080", "open")];
@@ -247,6 +250,90 @@ fn review_of_events_of_run_without_refused_access_exits_0() {
         states(&folder, &["review", "p.toml", "t.txt"]),
         (Some(1), wanted)
     );
+}
+
+/// An input that shows nothing about a guest is wrong for all commands that read recordings, whether it is an
+/// empty file, a device, standard input or a file of other lines. The line about a VM that a run of `exec` guards
+/// shows that the run refused nothing so far.
+#[test]
+fn recording_that_shows_nothing_exits_2_for_each_command_and_kind_of_input() {
+    let files = [("p.toml", POLICY), ("empty", ""), ("guarded", GUARDED)];
+    let folder = Folder::new(&files);
+    let none = "{\"schema\":1,\"event\":\"vm\",\"guarded\":0}\n";
+    fs::write(folder.path("none"), none).unwrap();
+    for (input, status) in [
+        ("empty", 2),
+        ("/dev/null", 2),
+        ("-", 2),
+        ("none", 2),
+        ("guarded", 0),
+    ] {
+        for command in [
+            &["review", "p.toml", input][..],
+            &["replay", "p.toml", input],
+            &["learn", "-o", "-", "--from", input],
+        ] {
+            let (code, out, err) = folder.run(command);
+            assert_eq!(code, Some(status), "{command:?}: {out}{err}");
+            assert!(
+                err.contains("empty") == (status == 2 && input != "none"),
+                "{err}"
+            );
+        }
+    }
+    // Nothing is learnt of what the policy of that run allowed.
+    let (_, learnt, _) = folder.run(&["learn", "-o", "-", "--from", "guarded"]);
+    assert!(
+        learnt.contains("is of a run that refused nothing"),
+        "{learnt}"
+    );
+    // One such input among others is wrong, too.
+    let several = folder.run(&["review", "p.toml", "guarded", "empty"]);
+    assert_eq!(several.0, Some(2), "{}", several.2);
+    // The line tells nothing about a single task.
+    let task = folder.run(&["replay", "p.toml", "guarded", "--task", "7"]);
+    assert_eq!(task.0, Some(2), "{}", task.2);
+    // Events that are missing may be refusals.
+    fs::write(
+        folder.path("lost"),
+        format!("{GUARDED}{{\"schema\":1,\"dropped\":9}}\n"),
+    )
+    .unwrap();
+    assert_eq!(folder.run(&["review", "p.toml", "lost"]).0, Some(2));
+}
+
+/// After a run that `kill` ended, the recording has one access, and the guest would have made others. `review` and
+/// `learn --from` say so, and `review` names what the policy would end the guest for.
+#[test]
+fn review_and_learn_say_that_killed_guest_was_not_recorded_to_its_end() {
+    let event = |action| {
+        format!(
+            "{{\"schema\":1,\"msr\":\"0x10\",\"access\":\"read\",\"reason\":\"filter\",\"action\":\"{action}\"}}\n"
+        )
+    };
+    let (killed, would) = (event("kill"), event("would-kill"));
+    let folder = Folder::new(&[
+        ("p.toml", "policy = 1\ndefault = \"kill\"\n"),
+        ("killed", &killed),
+        ("would", &would),
+    ]);
+    for (file, says) in [("killed", true), ("would", false)] {
+        let (code, out, err) = folder.run(&["review", "p.toml", file]);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(
+            out.contains("refused by `default`, by `kill`, which ends the guest"),
+            "{out}"
+        );
+        let (_, learnt, _) = folder.run(&["learn", "-o", "-", "--from", file]);
+        for text in [out, learnt] {
+            let note = format!("{file} shows that `kill` ended a guest once");
+            assert_eq!(text.contains(&note), says, "{text}");
+        }
+        let (_, out, _) = folder.run(&["review", "p.toml", file, "--format", "json"]);
+        let report: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(report["rows"][0]["kills"], true);
+        assert_eq!(report["ends"].as_array().unwrap().len(), usize::from(says));
+    }
 }
 
 fn unknown_msr(action: &str) -> String {

@@ -97,8 +97,8 @@ pub struct Bypass {
 pub enum Enforcer {
     /// The kernel's filter alone enforces the entry.
     Filter,
-    /// A gate in the VMM enforces the entry by answering exits. Without a gate the entry's accesses
-    /// are refused.
+    /// A gate in the VMM enforces the entry by answering exits, or, in audit mode, lets the accesses through
+    /// that the entry refuses. Without a gate the entry's accesses are refused.
     Gate,
 }
 
@@ -144,9 +144,7 @@ pub fn enforcement_of(
         access,
         cause,
     };
-    // No filter can let MSR 0xffffffff alone through, so that an audit refuses it, too (S3.5).
-    let is_let_through = segment.msrs.first() != MsrIndex::MAX;
-    if settings.mode == Mode::Audit && segment.action.refuses() && is_let_through {
+    if is_let_through(settings, segment) {
         return (Extent::Not, vec![bypass(None, Cause::Audit)]);
     }
     let (mut extent, mut bypasses) = (Extent::Enforced, Vec::new());
@@ -165,6 +163,14 @@ pub fn enforcement_of(
         }
     }
     (extent, bypasses)
+}
+
+/// Returns true if audit mode lets accesses through that this rule refuses. No filter can let MSR 0xffffffff
+/// alone through, so an audit refuses it, too (S3.5).
+fn is_let_through(settings: &Settings, segment: Rule<'_>) -> bool {
+    settings.mode == Mode::Audit
+        && segment.action.refuses()
+        && segment.msrs.first() != MsrIndex::MAX
 }
 
 /// Returns the extent to which each entry is enforced, on all processors together, in the order of
@@ -190,7 +196,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         if *segment.action != Action::Allow {
             extents.push(extent);
         }
-        if segment.action.needs_answer() {
+        if segment.action.needs_answer() || is_let_through(settings, segment) {
             so_far.enforcer = Enforcer::Gate;
         }
         for bypass in bypasses {
@@ -349,14 +355,15 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_reports_refusal_in_audit_mode_as_not_enforced() {
+    fn enforcement_reports_refusal_in_audit_mode_as_not_enforced_and_needing_gate() {
         assert_eq!(
             found(
-                "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"
+                "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x12 = { read = 'allow', write = 'kill' }\n0x17 = { read = { value = 0 }, write = 'deny' }"
             ),
             [
-                "0x10 not by filter, read all audit, write all audit",
+                "0x10 not by gate, read all audit, write all audit",
                 "0x11 enforced by filter",
+                "0x12 not by gate, write all audit",
                 "0x17 partly by gate, write all audit",
             ]
         );

@@ -58,6 +58,9 @@ pub enum Told {
     /// The policy refused the access, or would have refused it without audit mode. Nothing shows how KVM
     /// would treat the access.
     Refused,
+    /// The policy refused the access, and ended the guest by it. Nothing shows how KVM would treat the access, or
+    /// what the guest would have done after it.
+    Ended,
     /// KVM knows the MSR, and refused the access.
     Invalid,
     /// KVM does not know the MSR.
@@ -99,6 +102,9 @@ pub enum Line {
     /// An event that is not an access, and shows that a vCPU runs a nested guest, such as
     /// `kvm_nested_vmenter`.
     Nested,
+    /// A note that this many VMs, at least 1, have come behind the policy of a run of `msrgate exec`, which records
+    /// what the policy refuses to them.
+    Guarded(u64),
     /// A note that this many events are missing from the trace here. If the number is unknown, it
     /// is 1.
     Lost(u64),

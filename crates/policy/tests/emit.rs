@@ -208,9 +208,9 @@ fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
     assert_eq!(POLICIES.map(of), ["", "", ""]);
     assert_eq!(
         of(
-            "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = 'kill', write = 'deny' }"
+            "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = { value = 1 }, write = 'deny' }"
         ),
-        "the action `kill`, which ends the guest; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
+        "answers from user space; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
     );
     for (policy, lost) in [
         (
@@ -236,4 +236,12 @@ fn emit_lists_parts_of_policy_that_filter_alone_cannot_express() {
     ] {
         assert_eq!(of(&format!("policy = 1\n{policy}")), lost, "{policy}");
     }
+    // In audit mode `kill` is no answer: it ends no guest.
+    let kills = |mode| {
+        of(&format!(
+            "policy = 1\ndefault = 'deny'\nmode = '{mode}'\n[msrs]\n0x10 = {{ read = 'kill', write = 'deny' }}"
+        ))
+    };
+    assert_eq!(kills("enforce"), "the action `kill`, which ends the guest");
+    assert_eq!(kills("audit"), "the mode audit, which refuses no access");
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use msrgate_kvm::gate::{Told, Watcher};
+use msrgate_program::Log;
 use msrgate_program::answer::Disposition;
 use msrgate_state::{Kind, Limited, Page, Seen};
 
@@ -30,10 +31,12 @@ impl Recorder {
 impl Watcher for Recorder {
     fn told(&self, told: &Told) {
         let (exit, time) = (told.exit, now());
-        let limit = if told.disposition == Disposition::Killed {
-            Limited::Passes
-        } else {
-            self.limit.ask(time)
+        let limit = match (told.disposition, told.log) {
+            (Disposition::Killed, _) => Limited::Passes,
+            // What an audit would refuse is an event at any level.
+            (Disposition::WouldDeny | Disposition::WouldKill, _) => self.limit.ask(time),
+            (_, Log::None) => Limited::Silent,
+            _ => self.limit.ask(time),
         };
         let seen = Seen {
             kind: Kind {

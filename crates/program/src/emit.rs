@@ -55,20 +55,20 @@ impl fmt::Display for Loss {
 pub fn losses(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
     let rules = || variant.rules().all().map(|(_, rule)| rule);
+    let is_answer = |action: &Action| action.needs_answer() && *action != Action::Kill;
+    // In audit mode `kill` ends no guest: it is a refusal that is let through.
+    let kills = |action: &Action| settings.mode == Mode::Enforce && *action == Action::Kill;
     let unknown = [settings.unknown.read, settings.unknown.write];
     // No entry decides the last MSR (S3.5), so its rule is the default.
     let last = MsrIndex::new(u32::MAX);
     let kills_by_default = Access::ALL
         .into_iter()
-        .any(|access| *variant.rule(last, access).action == Action::Kill);
-    let kills = rules().any(|rule| *rule.action == Action::Kill);
+        .any(|access| kills(variant.rule(last, access).action));
+    let kills_by_entry = !kills_by_default && rules().any(|rule| kills(rule.action));
     [
         (Loss::KillByDefault, kills_by_default),
-        (Loss::Kill, kills && !kills_by_default),
-        (
-            Loss::Answers,
-            rules().any(|rule| rule.action.needs_answer() && *rule.action != Action::Kill),
-        ),
+        (Loss::Kill, kills_by_entry),
+        (Loss::Answers, rules().any(|rule| is_answer(rule.action))),
         (Loss::Unknown, unknown != [UnknownAction::Deny; 2]),
         (Loss::Audit, settings.mode == Mode::Audit),
         (Loss::Log, rules().any(|rule| rule.log > Log::Denied)),

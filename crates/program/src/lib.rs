@@ -30,7 +30,7 @@
 //! - **Rewind**: to end an exit so that the guest executes the same instruction again (S5.8 of
 //!   `docs/kvm-semantics.md`).
 //! - **First access**: the first access of a VM to an MSR in one direction. With [`Log::First`]
-//!   only this access becomes an event.
+//!   only this access becomes an event, and the first that is refused if this one was not.
 //! - **Pin** ([`Action::Pin`]): a rule with which a register keeps the guest's first write until
 //!   the vCPU is reset. Later writes of another value get #GP.
 #![cfg_attr(not(test), no_std)]

@@ -21,7 +21,8 @@ pub enum Log {
     /// Each refused access becomes an event.
     #[default]
     Denied,
-    /// The first access of the VM to each MSR in each direction becomes an event.
+    /// The first access of the VM to each MSR in each direction becomes an event: the first that is refused, and the
+    /// first that is not.
     First,
     /// Every access becomes an event. This is possible only for registers to which the gate can forward
     /// accesses.

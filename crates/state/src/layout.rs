@@ -59,6 +59,8 @@ pub(crate) mod word {
     pub(crate) const VMS_MADE: usize = 16;
     /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;
+    /// The position of the number of accesses that the policy wants no event of.
+    pub(crate) const SILENT: usize = 18;
     /// The position of the number of events that the library did not put into a ring because of the limit on events
     /// per second, or because the ring had no room for them.
     pub(crate) const HELD_BACK: usize = 19;

@@ -35,13 +35,15 @@ pub struct Seen {
     pub time: u64,
 }
 
-/// The decision of the limit on events per second about one access.
+/// The decision about one access: it becomes an event, or is only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
     /// The access is within the limit, and becomes an event.
     Passes,
     /// The access is beyond the limit: it is counted, but does not become an event.
     HeldBack,
+    /// The policy wants no event of the access: it is only counted.
+    Silent,
 }
 
 impl<'w> Page<'w> {
@@ -120,7 +122,7 @@ impl<'w> Page<'w> {
     }
 
     /// Counts an access, records it if it is the first of its kind, and puts an event into the VM's ring if `limit`
-    /// lets it pass and the ring has room. Any number of threads may call this at once. The function does not allocate
+    /// is [`Limited::Passes`] and the ring has room. Any number of threads may call this at once. The function does not allocate
     /// and does not wait.
     pub fn note(&self, seen: &Seen, limit: Limited) {
         match self.place(seen.kind) {
@@ -139,13 +141,17 @@ impl<'w> Page<'w> {
         }
         let number = match limit {
             Limited::Passes => self.next_event(seen),
-            Limited::HeldBack => None,
+            Limited::HeldBack | Limited::Silent => None,
+        };
+        let without_event = match limit {
+            Limited::Silent => word::SILENT,
+            Limited::Passes | Limited::HeldBack => word::HELD_BACK,
         };
         // This comes last: if the process is killed before, the access counts as one without an event.
         match number {
             Some(number) => self.put(seen, number),
             None => {
-                self.word(word::HELD_BACK).fetch_add(1, Ordering::Relaxed);
+                self.word(without_event).fetch_add(1, Ordering::Relaxed);
             }
         }
     }

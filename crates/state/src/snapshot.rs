@@ -125,7 +125,8 @@ impl Snapshot {
         self.get(word::HELD_BACK)
     }
 
-    /// Returns the number of accesses that the library counted and wrote no event for, because the VMM's
+    /// Returns the number of accesses of which the policy wants an event, and that the library counted and wrote no
+    /// event for, because the VMM's
     /// process ended between the two steps: at most one for each vCPU.
     #[must_use]
     pub fn without_event(&self) -> u64 {
@@ -133,7 +134,8 @@ impl Snapshot {
         let counts = places.map(|base| self.get(base + 1));
         let counted = counts.fold(self.others(), u64::saturating_add);
         let put = (0..RINGS).map(|ring| self.get(word::PUT + ring));
-        let told = put.fold(self.held_back(), u64::saturating_add);
+        let silent = self.get(word::SILENT);
+        let told = put.fold(self.held_back().saturating_add(silent), u64::saturating_add);
         counted.saturating_sub(told)
     }
 
@@ -389,7 +391,10 @@ mod tests {
         let page = Page::new(&words).unwrap();
         page.note(&seen(0x8b, 1), Limited::Passes);
         page.note(&seen(0x8b, 2), Limited::HeldBack);
-        assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 0);
+        page.note(&seen(0x8b, 3), Limited::Silent);
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        assert_eq!((snapshot.without_event(), snapshot.held_back()), (0, 1));
+        assert_eq!(snapshot.recorded()[0].count, 3);
         words[word::OTHERS].store(1, Ordering::Relaxed);
         assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 1);
     }

@@ -25,7 +25,7 @@ pub(super) struct Read<'c> {
 /// Reads a recording, and decides each of its accesses by a policy.
 ///
 /// # Errors
-/// The recording cannot be read, or has no access.
+/// The recording cannot be read, or [shows nothing](msrgate_policy::trace::Totals::is_silent).
 pub(super) fn read<'c>(
     file: &Path,
     policy: &'c Policy,
@@ -40,7 +40,7 @@ pub(super) fn read<'c>(
         recording.add(number, line);
         replay.add(number, line);
     })?;
-    if replay.totals().accesses() == 0 {
+    if replay.totals().is_silent() {
         return Err(Failure::Input {
             what: name,
             why: report::no_access(replay.totals(), &selected),

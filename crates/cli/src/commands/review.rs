@@ -5,7 +5,6 @@ mod report;
 mod rows;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -20,7 +19,7 @@ use crate::cli::{Format, ReviewArgs};
 use crate::failure::{Answer, Failure};
 use crate::files::{Files, Place};
 use crate::links;
-use crate::load::{Input, is_standard_input};
+use crate::load::Input;
 use crate::named;
 use crate::output;
 use crate::processor;
@@ -39,11 +38,9 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let (policy, variant) = (compiled.policy(), chosen.variant);
     let advisers = Advisers::new()?;
-    let (mut rows, mut missing) = (Rows::new(&compiled, variant, &advisers), Vec::new());
+    let mut rows = Rows::new(&compiled, variant, &advisers);
+    let (mut missing, mut ends) = (Vec::new(), Vec::new());
     for file in &args.events {
-        if is_empty(file) {
-            continue;
-        }
         let read = read(file, policy, variant)?;
         missing.extend(
             read.recording
@@ -53,6 +50,7 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         if read.stopped.is_some() {
             missing.push(format!("Ctrl-C ended the reading of {}.", read.name));
         }
+        ends.extend(read.recording.end(&read.name));
         rows.add(&read);
     }
     let accepted = match &args.accept {
@@ -66,20 +64,17 @@ pub(super) fn run(args: &ReviewArgs, out: &mut dyn Write) -> Result<Answer, Fail
         _ => Answer::No,
     };
     match args.format.format {
-        Format::Json => output::json(out, &report::for_programs(policy, &rows, &missing, answer))?,
+        Format::Json => output::json(
+            out,
+            &report::for_programs(policy, &rows, (&missing, &ends), answer),
+        )?,
         Format::Text => {
             // Without --cpu, the policy is the same for all processors, or this host's is chosen again.
             let cpu = chosen.cpu.as_ref().filter(|_| args.cpu.cpu.is_some());
-            report::for_people(out, args, cpu, policy, &rows, &missing)?;
+            report::for_people(out, (args, cpu), policy, &rows, (&missing, &ends))?;
         }
     }
     Ok(answer)
-}
-
-/// Returns true for the empty file of a run that refused nothing.
-fn is_empty(file: &Path) -> bool {
-    let found = fs::metadata(file);
-    !is_standard_input(file) && found.is_ok_and(|found| found.is_file() && found.len() == 0)
 }
 
 fn check_writable(policy: &Path, input: &Input) -> Result<(), Failure> {

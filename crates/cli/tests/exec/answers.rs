@@ -84,7 +84,7 @@ fn log_denied_makes_event_of_denied_access_and_none_of_allowed_access() {
     let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("both"));
     assert_eq!((&*ran.out, ran.status), ("!\n.\n", 0), "{}", ran.err);
     lab.assert_no_page_is_left();
-    let events = fs::read_to_string(lab.path("events")).unwrap();
+    let events = lab.events("events");
     assert_eq!(events.lines().count(), 1, "{events}");
     let event: serde_json::Value = serde_json::from_str(&events).unwrap();
     let seen = [&event["action"], &event["msr"], &event["access"]];
@@ -190,6 +190,19 @@ fn default_kill_ends_vmm_at_access_that_no_entry_names() {
     );
     let said = "the policy has the action kill for the read of MSR 0x8b";
     assert!(killed.err.contains(said), "{}", killed.err);
+    for text in [
+        "by the default of guest.toml (kill), first",
+        "`kill` has ended a VMM",
+    ] {
+        assert!(killed.err.contains(text), "{text}: {}", killed.err);
+    }
+    let audit = ran(lab.exec(&["--audit"]).arg(&vmm));
+    for text in [
+        "(kill), first",
+        "without the audit, the first access marked (kill)",
+    ] {
+        assert!(audit.err.contains(text), "{text}: {}", audit.err);
+    }
     let grant = "to allow: IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }\n";
     assert!(killed.err.contains(grant), "{}", killed.err);
     let entry = "IA32_BIOS_SIGN_ID = { read = \"allow\", write = \"inherit\" }";

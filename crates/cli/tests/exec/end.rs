@@ -137,9 +137,9 @@ fn events_under_fail_open_are_written_until_last_process_of_run_ends() {
     assert_eq!(started.status, 0, "{}", started.err);
     thread::sleep(Duration::from_millis(300));
     fs::write(lab.path("go"), "go\n").unwrap();
-    let text = text_of(&lab, "events");
-    assert!(text.contains("\"msr\":\"0x8b\""), "{text}");
     lab.assert_no_page_is_left();
+    let text = lab.events("events");
+    assert!(text.contains("\"msr\":\"0x8b\""), "{text}");
 }
 
 /// If standard error is a file, it gets the summary when the VMM in the background has ended, and not when
@@ -261,7 +261,7 @@ fn allowed_access_that_policy_logs_is_in_events_file_and_in_summary() {
     assert_eq!((&*ran.out, ran.status), (".\n", 0), "{}", ran.err);
     let wanted = "msrgate: guest.toml guarded 1 VM, and refused nothing\n  first read of 0x8b IA32_BIOS_SIGN_ID, logged by guest.toml:4, by vCPU 0 after ";
     assert!(ran.err.starts_with(wanted), "{}", ran.err);
-    let events = fs::read_to_string(lab.path("events")).unwrap();
+    let events = lab.events("events");
     assert_eq!(events.lines().count(), 1, "{events}");
     let event: serde_json::Value = serde_json::from_str(&events).unwrap();
     assert_eq!(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use msrgate_testing::seed::seed;
 use serde_json::Value;
 
-use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
+use crate::lab::{ALLOWS, DENIES, KILLS, Lab, MOUNTS, Ran, is_about_vms, ran, starts};
 
 /// The number of refused reads that the VMM `refused many` makes. The number is below the limit on events
 /// per second.
@@ -28,7 +28,7 @@ struct Told {
 fn told(text: &str) -> Told {
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
     let mut told = Told::default();
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !is_about_vms(line)) {
         let line: Value = serde_json::from_str(line).unwrap();
         let number = |word: &str| line.get(word).and_then(Value::as_u64);
         if let Some(number) = number("held_back") {
@@ -68,7 +68,7 @@ fn events_file_on_full_disk_has_whole_lines_and_message_counts_missing_events() 
     let mut command = lab.script(MOUNTS, script, &exec);
     let ran = ran(&mut command);
     assert!(ran.err.contains("refused 900 accesses"), "{}", ran.err);
-    let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+    let told = told(&lab.events("events"));
     let missing = missing(&ran, "disk/events", "No space left on device");
     assert!(told.events > 20, "{told:?}");
     assert_eq!(told.events + missing, MANY, "{told:?}");
@@ -106,7 +106,7 @@ fn access_with_action_kill_is_written_to_events_file() {
     let ran = ran(lab.exec(&["--events", "events"]).arg(strict));
     assert_eq!(ran.status, 137, "{}", ran.err);
     lab.assert_no_page_is_left();
-    let text = fs::read_to_string(lab.path("events")).unwrap();
+    let text = lab.events("events");
     let event: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(event["action"], "kill");
 }
@@ -120,7 +120,7 @@ fn events_file_of_vmm_that_crashes_has_event_for_every_refused_access() {
     let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("crash"));
     assert_eq!(ran.status, 128 + libc::SIGSEGV, "{}", ran.err);
     lab.assert_no_page_is_left();
-    let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+    let told = told(&lab.events("events"));
     let expected = Told {
         events: MANY,
         ..Told::default()
@@ -141,7 +141,7 @@ fn events_of_twelve_vms_at_once_do_not_overwrite_each_other() {
     let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("bursts"));
     assert_eq!(ran.status, 137, "{}", ran.err);
     lab.assert_no_page_is_left();
-    let text = fs::read_to_string(lab.path("events")).unwrap();
+    let text = lab.events("events");
     let is_kill = |line: &&str| line.contains("\"action\":\"kill\"");
     let (kills, rest): (Vec<_>, Vec<_>) = text.split_inclusive('\n').partition(is_kill);
     assert_eq!(kills.len(), 1, "{kills:?}");
@@ -169,6 +169,8 @@ fn event_is_written_on_its_own_line_after_line_without_line_feed() {
         assert_eq!(ran.status, 0, "{}", ran.err);
         lab.assert_no_page_is_left();
         let text = fs::read_to_string(lab.path("events")).unwrap();
+        assert!(text.starts_with(after), "{text}");
+        let text = lab.events("events");
         let event = text.strip_prefix(after).unwrap_or_else(|| panic!("{text}"));
         let event: Value = serde_json::from_str(event).unwrap();
         assert_eq!(event["msr"], "0x8b");
@@ -194,7 +196,7 @@ fn event_names_file_that_decided_and_policy_digest_for_entry_default_and_include
         let strict = lab.build("strict.c", &[]);
         ran(lab.exec(&["--events", "events"]).arg(strict));
         lab.assert_no_page_is_left();
-        let text = fs::read_to_string(lab.path("events")).unwrap();
+        let text = lab.events("events");
         let event: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!(event["policy"], file, "{text}");
         assert_eq!(event.get("line").and_then(Value::as_u64), line, "{text}");
@@ -240,7 +242,7 @@ fn events_file_of_killed_vmm_tells_of_as_many_accesses_as_summary_counts() {
             .split_once("refused ")
             .and_then(|(_, rest)| rest.split([' ', '\n']).next())
             .map(|number| number.parse::<u64>().unwrap_or(0));
-        let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+        let told = told(&lab.events("events"));
         let all = told.events + told.held_back + told.dropped;
         assert_eq!(
             Some(all),
@@ -251,4 +253,58 @@ fn events_file_of_killed_vmm_tells_of_as_many_accesses_as_summary_counts() {
         events += told.events;
     }
     assert!(events > 0, "seed {seed:#x}");
+}
+
+/// A run that refuses nothing leaves a file that says so, and `review` and `replay` answer yes. They take no
+/// file for such a run that has no line, as that of a run without a VM.
+#[test]
+fn events_file_of_run_without_refusal_shows_that_run_had_vm() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let with = ran(lab.exec(&["--events", "with"]).arg(strict));
+    let without = ran(lab.exec(&["--events", "without"]).arg("true"));
+    assert_eq!([with.status, without.status], [0, 0], "{}", with.err);
+    lab.assert_no_page_is_left();
+    let texts = ["with", "without"].map(|file| fs::read_to_string(lab.path(file)).unwrap());
+    let guarded = "{\"schema\":1,\"event\":\"vm\",\"guarded\":1}\n";
+    assert_eq!(texts, [guarded, ""]);
+    for (file, status) in [("with", 0), ("without", 2)] {
+        for command in ["review", "replay"] {
+            let mut reads = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+            reads.args([command, "guest.toml", file]);
+            let read = ran(reads.current_dir(lab.folder.path()));
+            assert_eq!(read.status, status, "{command} {file}: {}", read.err);
+        }
+    }
+}
+
+/// What an entry with `log = "none"` refuses or answers has no line, and takes no room of the limit. An audit
+/// has a line for what it would refuse, at any level, and so has a kill.
+#[test]
+fn events_file_has_no_line_for_entry_with_log_none_outside_of_audit() {
+    for (action, options, status, lines) in [
+        ("'deny'", &[][..], 0, vec![]),
+        ("{ value = 5 }", &[], 0, vec![]),
+        ("'deny'", &["--audit"], 0, vec!["would-deny"]),
+        ("'kill'", &[], 137, vec!["kill"]),
+    ] {
+        let entry = format!("0x8b = {{ read = {action}, write = 'allow', log = 'none' }}");
+        let policy = format!("policy = 1\ndefault = 'allow'\n[msrs]\n{entry}\n");
+        let Some(lab) = Lab::with_kvm(&policy) else {
+            return;
+        };
+        let vmm = lab.build("strict.c", &[]);
+        let options = [&["--events", "events"], options].concat();
+        let ran = ran(lab.exec(&options).arg(vmm));
+        assert_eq!(ran.status, status, "{}", ran.err);
+        lab.assert_no_page_is_left();
+        let events = lab.events("events");
+        let actions = events.lines().map(|line| {
+            let event: Value = serde_json::from_str(line).unwrap();
+            event["action"].as_str().unwrap().to_owned()
+        });
+        assert_eq!(actions.collect::<Vec<_>>(), lines, "{entry}");
+    }
 }

@@ -103,7 +103,7 @@ fn policy_refuses_read_by_second_vcpu_of_qemu_machine() {
         assert_eq!((&*plain.out, plain.status), ("2.1.\n", DONE));
         assert_eq!((&*guarded.out, guarded.status), ("2!1!\n", DONE));
         guest.assert_no_page_is_left();
-        let events = fs::read_to_string(guest.path("events")).unwrap();
+        let events = guest.events("events");
         let vcpus: Vec<_> = events
             .lines()
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["vcpu"].clone())

@@ -169,7 +169,11 @@ fn action_kill_ends_qemu_by_sigkill_with_message_that_says_why() {
             ran.err
         );
         assert!(
-            ran.err.contains("refused 1 access\n  1 read of 0x8b"),
+            ran.err
+                .contains("refused 1 access\n  `kill` has ended a VMM;")
+                && ran
+                    .err
+                    .contains("\n  1 read of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4 (kill), first"),
             "{}",
             ran.err
         );
@@ -191,7 +195,7 @@ fn default_kill_ends_qemu_at_first_access_of_firmware() {
         );
         let by = ran
             .err
-            .contains(" by the default of guest.toml, first by vCPU 0");
+            .contains(" by the default of guest.toml (kill), first by vCPU 0");
         assert!(by && ran.err.contains("; to allow: "), "{}", ran.err);
         lab.assert_no_page_is_left();
     }
@@ -213,7 +217,7 @@ fn audit_mode_refuses_no_access_of_qemu_guest_and_writes_event_of_denied_read() 
                 "{}",
                 ran.err
             );
-            let events = fs::read_to_string(lab.path("events")).unwrap();
+            let events = lab.events("events");
             assert_eq!(events.lines().count(), 1, "{events}");
             assert!(
                 events.contains("\"action\":\"would-") && events.contains("\"msr\":\"0x8b\""),
@@ -228,7 +232,7 @@ fn events_file_has_an_event_for_each_refused_read_of_qemu_guest() {
     for lab in labs(DENIES) {
         boot(&lab, &["--events", "events", "--quiet"], &[]);
         lab.assert_no_page_is_left();
-        let events = fs::read_to_string(lab.path("events")).unwrap();
+        let events = lab.events("events");
         let is_one = |line: &&str| {
             let event: serde_json::Value = serde_json::from_str(line).unwrap();
             event["action"] == "deny" && event["line"] == 4 && event["policy"] == "guest.toml"
@@ -346,7 +350,7 @@ fn qemu_daemon_is_guarded_and_exec_returns_when_daemon_has_started() {
         }
         assert_eq!(console, "!!!!!!!!Q\n");
         lab.assert_no_page_is_left();
-        let events = fs::read_to_string(lab.path("events")).unwrap();
+        let events = lab.events("events");
         assert_eq!(events.matches("\"msr\":\"0x8b\"").count(), 8, "{events}");
     }
 }

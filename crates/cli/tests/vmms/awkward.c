@@ -247,9 +247,9 @@ static void kicks(void) {
     set_up(one.vcpu, one.memory, loop, sizeof loop, 0x8b, 0);
     pthread_t thread;
     pthread_create(&thread, 0, run_for_ever, &one);
-    int seen = 0;
+    int seen = 0, kicks = 0;
     usleep(100000);
-    for (int i = 0; i < 1000; i++) {
+    for (; goes_on(kicks, 1000); kicks++) {
         int before = __atomic_load_n(&interrupted, __ATOMIC_SEQ_CST);
         pthread_kill(thread, SIGUSR1);
         for (int wait = 0; wait < 100000 && interrupted == before; wait++) usleep(100);
@@ -258,7 +258,8 @@ static void kicks(void) {
     stop = 1;
     pthread_kill(thread, SIGUSR1);
     pthread_join(thread, 0);
-    printf("seen %d of 1000, %s\n", seen, exceptions ? "exceptions" : "no exception");
+    print_seen(seen, kicks);
+    printf(", %s\n", exceptions ? "exceptions" : "no exception");
 }
 
 // Runs a guest that reads an MSR for a while. The VMM catches no signal, so KVM_RUN is never interrupted.

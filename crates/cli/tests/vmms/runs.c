@@ -71,16 +71,17 @@ static void flag_kicks(void) {
     pthread_t thread;
     pthread_create(&thread, 0, run_to_flags, 0);
     usleep(100000);
-    int seen = 0;
-    for (int i = 0; i < 1000; i++) {
+    int seen = 0, kicks = 0;
+    while (!stop) {
         int before = rounds;
-        stop = i == 999;
+        stop = !goes_on(++kicks, 1000);
         pthread_kill(thread, SIGUSR1);
         for (int wait = 0; wait < 100000 && rounds == before; wait++) usleep(100);
         seen += rounds != before;
     }
     pthread_join(thread, 0);
-    printf("seen %d of 1000\n", seen);
+    print_seen(seen, kicks);
+    printf("\n");
 }
 
 static void *run_to_signals(void *unused) {
@@ -109,16 +110,17 @@ static void masked_kicks(void) {
     pthread_t thread;
     pthread_create(&thread, 0, run_to_signals, 0);
     usleep(100000);
-    int seen = 0;
-    for (int i = 0; i < 1000; i++) {
+    int seen = 0, kicks = 0;
+    while (!stop) {
         int before = rounds;
-        stop = i == 999;
+        stop = !goes_on(++kicks, 1000);
         pthread_kill(thread, SIGUSR1);
         for (int wait = 0; wait < 100000 && rounds == before; wait++) usleep(100);
         seen += rounds != before;
     }
     pthread_join(thread, 0);
-    printf("seen %d of 1000\n", seen);
+    print_seen(seen, kicks);
+    printf("\n");
 }
 
 static volatile int answered;

@@ -46,6 +46,21 @@ static const uint8_t fault_handler[] = {
     0x5d, 0xcf,                          // pop bp; iret
 };
 
+// Returns true if a VMM that kicks its vCPU `most` times goes on after `done` of them. A kick waits for the vCPU's thread to get a
+// processor, which may take a tenth of a second on a busy machine: after ten seconds a tenth of the kicks is enough.
+static int goes_on(int done, int most) {
+    static time_t began;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!began) began = now.tv_sec;
+    return done < most && (done < most / 10 || now.tv_sec - began < 10);
+}
+
+static void print_seen(int seen, int kicks) {
+    if (seen == kicks) printf("all kicks seen");
+    else printf("%d of %d kicks seen", seen, kicks);
+}
+
 static void set_up(int vcpu, uint8_t *memory, const uint8_t *code, int size, uint32_t msr, uint32_t count) {
     struct kvm_sregs sregs;
     CHECK(ioctl(vcpu, KVM_GET_SREGS, &sregs));

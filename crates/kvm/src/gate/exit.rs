@@ -399,7 +399,7 @@ impl Answering {
         let seen = &self.shared.seen;
         // An access that there is no room to remember is logged: otherwise a guest could make the VM
         // forget accesses that it wants to hide.
-        let touch = || seen.touch(program.number, exit.index, exit.access);
+        let touch = || seen.touch(program.number, exit.index, exit.access, disposition);
         let responder = &program.thing;
         if responder.is_event(exit, answer, disposition, || touch() != Touch::Again) {
             self.note(responder, exit, answer, disposition);
@@ -422,6 +422,7 @@ impl Answering {
                 exit: *exit,
                 disposition,
                 origin: rules.origin(answer.decided_by()),
+                log: program.thing.log(exit, answer),
             });
         }
     }

@@ -1,8 +1,8 @@
 //! The watcher of a gate: the gate passes each of its answers to the watcher, on the vCPU's own thread.
 
 use msrgate_filter::Exit;
-use msrgate_program::Origin;
 use msrgate_program::answer::Disposition;
+use msrgate_program::{Log, Origin};
 
 use super::id::VcpuId;
 
@@ -18,6 +18,8 @@ pub struct Told {
     pub disposition: Disposition,
     /// The part of the policy that decided the access.
     pub origin: Origin,
+    /// The log level that the policy has for the access. The gate tells its watcher of accesses at any level.
+    pub log: Log,
 }
 
 /// A watcher of all answers of a gate: see [`GateOptions::watcher`](super::GateOptions::watcher).

@@ -20,6 +20,13 @@ pub enum Events {
     NoRefusals,
     /// The VM's first access becomes an event.
     First,
+    /// The VM's first access becomes two events: KVM's filter lets it through, and then KVM refuses it.
+    FirstTwice,
+    /// The first access that is refused becomes an event, and the first that is not.
+    FirstAndFirstRefused,
+    /// The first access becomes an event that audit mode lets through and the policy would refuse, and the first
+    /// that the policy would not refuse.
+    FirstAndFirstWouldBeRefused,
     /// The first access becomes an event that audit mode lets through and the policy would refuse.
     FirstWouldBeRefused,
     /// Each access that is refused becomes an event.
@@ -38,6 +45,13 @@ impl fmt::Display for Events {
             Self::None => "none",
             Self::NoRefusals => "none: only refusals are logged",
             Self::First => "one for the first access by the VM",
+            Self::FirstTwice => "two for the first access by the VM",
+            Self::FirstAndFirstRefused => {
+                "one for the first access that is refused, and one for the first that is not"
+            }
+            Self::FirstAndFirstWouldBeRefused => {
+                "one for the first access that would be refused, and one for the first that would not"
+            }
             Self::FirstWouldBeRefused => "one for the first access that would be refused",
             Self::EachRefused => "one for each access that is refused",
             Self::Each => "one for each access",
@@ -73,7 +87,9 @@ pub(super) fn of_known(explanation: &Explanation<'_>) -> Events {
         mode == Mode::Audit && explanation.access == Access::Write && action.refuses_some();
     match (explanation.log, refused(explanation)) {
         (Log::All, _) | (Log::Denied, Refused::Always) => Events::Each,
-        (Log::First, _) => Events::First,
+        (Log::First, _) if is_audited => Events::FirstAndFirstWouldBeRefused,
+        (Log::First, Refused::Some) => Events::FirstAndFirstRefused,
+        (Log::First, Refused::Never | Refused::Always) => Events::First,
         (Log::None | Log::Denied, _) if is_audited => Events::FirstWouldBeRefused,
         (Log::None, _) => Events::None,
         (Log::Denied, Refused::Never) => Events::NoRefusals,
@@ -114,9 +130,11 @@ pub(super) fn of_unknown(explanation: &Explanation<'_>, mask: ReasonMask) -> Opt
         Log::None => Events::None,
     };
     // A logged or audited access exits first because of the filter, and then because KVM does not know the
-    // register.
+    // register. Only a logged one was no refusal at its first exit.
+    let is_refused_later = is_refused && !explanation.is_let_through();
     Some(match (of_known(explanation), at_unknown) {
         (Events::First, Events::Each) => Events::EachAndFirst,
+        (Events::First, Events::First) if is_refused_later => Events::FirstTwice,
         (Events::Each, _) | (_, Events::Each) => Events::Each,
         (Events::First, _) | (_, Events::First) => Events::First,
         (_, at_unknown) => at_unknown,

@@ -17,6 +17,8 @@ pub struct Recording {
     traced: u64,
     /// The number of events of accesses that no policy refused.
     passed: u64,
+    /// The number of events of accesses by which a policy ended the guest.
+    ended: u64,
 }
 
 /// The accesses of one MSR in one direction.
@@ -38,7 +40,8 @@ impl Recording {
         match traced.told {
             Some(told) => {
                 self.events += 1;
-                self.passed += u64::from(told != Told::Refused);
+                self.passed += u64::from(!matches!(told, Told::Refused | Told::Ended));
+                self.ended += u64::from(told == Told::Ended);
             }
             None => self.traced += 1,
         }
@@ -102,6 +105,11 @@ impl Recording {
         } else if self.events > 0 {
             say("has the accesses that its policy logs, and no others.");
         }
+        if self.traced + self.events == 0 && totals.guarded > 0 {
+            say(
+                "is of a run that refused nothing. What its policy allowed is missing here; --merge adds to that policy.",
+            );
+        }
         if self.traced + self.events > 0 {
             say("does not show what the guest did before the recording began.");
         }
@@ -114,7 +122,22 @@ impl Recording {
                 "has accesses of MSRs that KVM does not know, and that its policy answered. Under this policy, `unknown` decides about them.",
             );
         }
+        notes.unseen.extend(self.end(name));
         notes
+    }
+
+    /// Returns the comment about guests that the action `kill` ended: the recording does not show what they would
+    /// have done after that. `None`: there is no such guest in the recording. `name` is the recording's name.
+    #[must_use]
+    pub fn end(&self, name: &str) -> Option<String> {
+        let times = match self.ended {
+            0 => return None,
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        };
+        Some(format!(
+            "{name} shows that `kill` ended a guest {times}, and not what the guest would have done after that. Events of `exec --audit` show it."
+        ))
     }
 }
 
@@ -151,7 +174,7 @@ fn fate(traced: &Traced) -> Fate {
         (Some(Told::Unknown), Outcome::Faulted) => Fate::Unknown,
         (Some(Told::Unknown), Outcome::Done) => Fate::Answered,
         (Some(Told::Invalid), _) => Fate::Refused,
-        (Some(Told::Refused), _) => Fate::Untried,
+        (Some(Told::Refused | Told::Ended), _) => Fate::Untried,
         (Some(Told::Passed), _) | (None, Outcome::Done) => Fate::Done,
         (None, Outcome::Faulted) => Fate::Faulted,
     }
@@ -192,6 +215,7 @@ mod tests {
             ("filter", "deny", Fate::Untried),
             ("filter", "would-deny", Fate::Untried),
             ("filter", "kill", Fate::Untried),
+            ("filter", "would-kill", Fate::Untried),
             ("filter", "allow", Fate::Done),
             ("filter", "mask", Fate::Done),
             ("invalid", "deny", Fate::Refused),

@@ -1,5 +1,6 @@
 //! JSON lines of msrgate's own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`, and the events of gates
-//! and of `msrgate exec`: `{"schema":1,"access":"read","msr":"0x8b","action":"deny"}`.
+//! and of `msrgate exec`: `{"schema":1,"access":"read","msr":"0x8b","action":"deny"}`. A run of `exec` says by
+//! `{"schema":1,"event":"vm","guarded":1}` that its policy guards one more VM.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -30,6 +31,8 @@ struct Object<'l> {
     value: Option<Number>,
     /// The name of an event that is not an access.
     event: Option<IgnoredAny>,
+    /// The number of VMs that have come behind the policy of a run of `exec`, if the line reports that.
+    guarded: Option<u64>,
     /// The number of events that a gate had to drop, if the line reports that.
     dropped: Option<u64>,
     held_back: Option<u64>,
@@ -45,7 +48,10 @@ pub(super) fn parse(line: &[u8]) -> Line {
         Ok(object) => match (lost(&object), traced(&object)) {
             (Some(events), _) => Line::Lost(events),
             (None, Some(access)) => Line::Access(access),
-            (None, None) if is_other(&object) => Line::Other,
+            (None, None) if is_other(&object) => match object.guarded {
+                Some(vms @ 1..) => Line::Guarded(vms),
+                _ => Line::Other,
+            },
             (None, None) => Line::Unreadable,
         },
         Err(_) => Line::Unreadable,
@@ -116,7 +122,8 @@ fn told(reason: Option<&str>, action: Option<&str>) -> Option<Told> {
     match (reason, action?) {
         (Some("unknown"), _) => Some(Told::Unknown),
         (Some("invalid"), _) => Some(Told::Invalid),
-        (_, "deny" | "would-deny" | "kill" | "would-kill") => Some(Told::Refused),
+        (_, "kill") => Some(Told::Ended),
+        (_, "deny" | "would-deny" | "would-kill") => Some(Told::Refused),
         _ => Some(Told::Passed),
     }
 }

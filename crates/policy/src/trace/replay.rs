@@ -110,6 +110,8 @@ pub struct Totals {
     pub deflected: [u64; 2],
     /// Events that are not accesses of MSRs.
     pub other: u64,
+    /// VMs of runs of `exec`, whose refused accesses the trace would show.
+    pub guarded: u64,
     /// Events, also counted in [`Self::other`], that show that a vCPU runs a nested guest.
     pub nested: u64,
     /// Writes, also counted as allowed or answered, that a gate carries to KVM's registers. While a
@@ -176,6 +178,13 @@ impl Totals {
     #[must_use]
     pub const fn accesses(&self) -> u64 {
         self.allowed + self.answered + self.unsure + self.refused
+    }
+
+    /// Returns true if the trace shows nothing about a guest: it has no access, and names no VM of a run of `exec`,
+    /// which would show that the run refused this VM nothing.
+    #[must_use]
+    pub const fn is_silent(&self) -> bool {
+        self.accesses() == 0 && self.guarded == 0
     }
 
     /// Counts an access.
@@ -245,6 +254,10 @@ impl<'c> Replay<'c> {
             Line::Nested => {
                 totals.other += 1;
                 totals.nested += 1;
+            }
+            Line::Guarded(vms) => {
+                totals.other += 1;
+                totals.guarded = totals.guarded.saturating_add(vms);
             }
             Line::Lost(events) => self.lost = self.lost.saturating_add(events),
             Line::Heading { kept, overwritten } => {

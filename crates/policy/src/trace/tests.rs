@@ -146,6 +146,8 @@ fn parse_line_distinguishes_kinds_of_lines_without_access() {
             Line::Deflected(Access::Write),
         ),
         (r#"{"schema":1,"event":"reload"}"#, Line::Other),
+        (r#"{"schema":1,"event":"vm","guarded":2}"#, Line::Guarded(2)),
+        (r#"{"schema":1,"event":"vm","guarded":0}"#, Line::Other),
         (
             r#"{"schema":1,"time":1.0,"vcpu":0,"dropped":9,"held_back":300}"#,
             Line::Lost(309),
@@ -205,6 +207,9 @@ fn parse_line_of_garbled_text_is_unreadable() {
         r#"{"schema":1,"acces":"read","indx":"0x8b"}"#,
         r#"{"schema":2,"msr":"0x63a","write":"0x99"}"#,
         r#"{"schema":2,"event":"reload"}"#,
+        r#"{"schema":2,"event":"vm","guarded":1}"#,
+        r#"{"schema":1,"guarded":1}"#,
+        r#"{"schema":1,"event":"vm","guarded":-1}"#,
         r#"{"schema":2,"dropped":9}"#,
         r#"{"schema":1,"access":"write","index":"0xc0000082","value":"0x5","held_back":7}"#,
         r#"{"level":"info","message":"started"}"#,

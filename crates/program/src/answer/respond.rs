@@ -173,10 +173,21 @@ impl Responder {
         (Response::Forward(access), disposition)
     }
 
+    /// Returns the log level that the policy has for an exit.
+    #[inline]
+    #[must_use]
+    pub fn log(&self, exit: &Exit, answer: &Answer<'_>) -> Log {
+        match (exit.reason, self.program().settings().unknown.log) {
+            (ExitReason::Unknown, Some(log)) => log,
+            _ => answer.outcome.log,
+        }
+    }
+
     /// Returns true if an exit becomes an event. `disposition` is the final disposition of the
     /// access.
     ///
-    /// `is_first` returns true if this is the VM's first access to this MSR in this direction.
+    /// `is_first` returns true if this is the VM's first access to this MSR in this direction, among
+    /// those that are refused if `disposition` is a refusal, and otherwise among the others.
     /// `is_first` is called only if the result depends on it.
     #[inline]
     #[must_use]
@@ -187,10 +198,7 @@ impl Responder {
         disposition: Disposition,
         is_first: impl FnOnce() -> bool,
     ) -> bool {
-        let mut log = answer.outcome.log;
-        if exit.reason == ExitReason::Unknown {
-            log = self.program().settings().unknown.log.unwrap_or(log);
-        }
+        let log = self.log(exit, answer);
         // An access that ends the VM, and an access that audit mode lets through although the
         // policy refuses it, become events whatever the policy's `log` is.
         match (disposition, log) {

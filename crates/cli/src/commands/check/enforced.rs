@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use msrgate_policy::emit::{self, Loss};
 use msrgate_policy::registers::{self, Gap};
 use msrgate_policy::{
     Action, Bypass, Cause, Compiled, Enforcement, Enforcer, Extent, Policy, enforcement, one_line,
@@ -23,9 +24,11 @@ pub(super) struct Counted {
     not: usize,
     /// The extent to which `default` is enforced: `enforced`, `partly` or `not`.
     default: String,
-    /// The number of entries whose accesses a gate in the VMM must answer; without a gate these accesses are
-    /// denied.
+    /// The number of entries whose accesses a gate in the VMM must answer, or let through in audit mode; without
+    /// a gate these accesses are denied.
     by_gate: usize,
+    /// The keys at the top of the policy that need a gate: `mode`, `default`, `unknown` or `log`.
+    settings_by_gate: Vec<&'static str>,
     /// The number of entries that decide nothing, because other entries override them or decide all of their
     /// MSRs.
     idle: usize,
@@ -130,6 +133,64 @@ fn by_gate(all: &[Enforcement]) -> usize {
         .count()
 }
 
+/// A setting of the policy that has no effect, or another one, without a gate.
+struct ByGate {
+    /// The key at the top of the policy.
+    key: &'static str,
+    /// The setting as the policy writes it.
+    setting: &'static str,
+    /// The effect of the setting without a gate.
+    without: &'static str,
+}
+
+/// Returns the settings of a policy that need a gate.
+fn settings_by_gate(compiled: &Compiled) -> Vec<ByGate> {
+    let (program, policy) = (compiled.program(), compiled.policy());
+    let variants = compiled.variants().iter();
+    let lost: Vec<_> = variants
+        .flat_map(|variant| emit::losses(program, variant))
+        .collect();
+    let is_audit = lost.contains(&Loss::Audit);
+    let row = |key, setting, without| ByGate {
+        key,
+        setting,
+        without,
+    };
+    let rows = [
+        (
+            is_audit,
+            row(
+                "mode",
+                "`mode = \"audit\"`",
+                "the policy refuses as with `mode = \"enforce\"`, and records nothing",
+            ),
+        ),
+        (
+            // In audit mode the default ends no guest.
+            *policy.default_action() == Action::Kill && !is_audit,
+            row(
+                "default",
+                "`default = \"kill\"`",
+                "the guest gets #GP and goes on",
+            ),
+        ),
+        (
+            lost.contains(&Loss::Unknown),
+            row(
+                "unknown",
+                "`unknown`",
+                "the guest gets #GP for an MSR that KVM does not know",
+            ),
+        ),
+        (
+            lost.contains(&Loss::Log),
+            row("log", "`log`", "accesses that are allowed make no events"),
+        ),
+    ];
+    let needs = rows.into_iter().filter(|(needs, _)| *needs);
+    needs.map(|(_, row)| row).collect()
+}
+
 /// Returns the extent to which the default is enforced. A default that decides nothing is enforced: no
 /// access bypasses it.
 fn of_default(all: &[Enforcement]) -> Extent {
@@ -183,6 +244,10 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
         not: count(&all, Extent::Not),
         default: of_default(&all).to_string(),
         by_gate: by_gate(&all),
+        settings_by_gate: settings_by_gate(compiled)
+            .iter()
+            .map(|one| one.key)
+            .collect(),
         idle: idle(policy, &all),
         entries: all.iter().map(row).collect(),
         in_some_vms: registers::vm_gaps().iter().map(gap).collect(),
@@ -247,19 +312,19 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
             "  {gate} of them {needs} {which}; without a gate, {accesses} are refused"
         )?;
     }
-    if *policy.default_action() == Action::Kill {
-        writeln!(
-            out,
-            "  `default = \"kill\"` needs {which}; without a gate, the guest gets #GP and goes on"
-        )?;
+    for one in settings_by_gate(compiled) {
+        let ByGate {
+            setting, without, ..
+        } = one;
+        writeln!(out, "  {setting} needs {which}; without a gate, {without}")?;
     }
     for one in &all {
         if one.extent == Extent::Enforced && detail == Detail::Brief {
             continue;
         }
-        let by = match one.enforcer {
-            Enforcer::Filter => "",
-            Enforcer::Gate => ", by a gate",
+        let by = match (one.extent, one.enforcer) {
+            (Extent::Not, _) | (_, Enforcer::Filter) => "",
+            (_, Enforcer::Gate) => ", by a gate",
         };
         writeln!(
             out,

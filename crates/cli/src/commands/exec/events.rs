@@ -10,11 +10,12 @@ use msrgate_policy::one_line;
 use crate::named::name;
 use crate::output::count;
 
-/// The file of `--events`, and the numbers of events that are missing in it.
+/// The file of `--events`, and the numbers of VMs and of missing events for which it has
+/// lines of their own.
 pub(in crate::commands) struct Events {
     file: File,
     name: String,
-    /// The numbers of missing events that no line of the file tells of yet.
+    /// The numbers that no line of the file tells of yet.
     untold: Untold,
     /// The number of events that could not be written to the file, and the error of the first one.
     missing: Option<(u64, io::Error)>,
@@ -23,9 +24,12 @@ pub(in crate::commands) struct Events {
     is_cut: bool,
 }
 
-/// Numbers of events that are missing in the file, for a separate line of the file.
+/// Numbers that the file has yet to tell, each in a line of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Untold {
+    /// The number of VMs that have come behind the policy. By this line a run that refused nothing differs from one
+    /// that was not recorded.
+    pub(super) guarded: u64,
     /// The number of events that were lost.
     pub(super) dropped: u64,
     /// The number of events that the library held back, because of its limit on events per second or a full
@@ -63,8 +67,10 @@ impl Events {
         &self.file
     }
 
-    /// Appends the lines to the file, and then the numbers of events that are missing in it.
+    /// Appends the number of VMs, the lines, and then the numbers of events that are missing in the file.
     pub(super) fn append(&mut self, lines: impl Iterator<Item = String>, untold: Untold) {
+        let guarded = &mut self.untold.guarded;
+        *guarded = guarded.saturating_add(untold.guarded);
         for line in lines {
             self.tell();
             if let Err(error) = self.put(&line) {
@@ -73,7 +79,9 @@ impl Events {
                 missing.0 = missing.0.saturating_add(1);
             }
         }
-        let Untold { dropped, held_back } = &mut self.untold;
+        let Untold {
+            dropped, held_back, ..
+        } = &mut self.untold;
         *dropped = dropped.saturating_add(untold.dropped);
         *held_back = held_back.saturating_add(untold.held_back);
         self.tell();
@@ -91,12 +99,23 @@ impl Events {
     /// Writes the numbers of [`Untold`] to the file. A number that cannot be written is kept for the next
     /// call.
     fn tell(&mut self) {
-        let line = |word: &str, number: u64| format!("{{\"schema\":1,\"{word}\":{number}}}\n");
-        let Untold { dropped, held_back } = self.untold;
-        if dropped > 0 && self.put(&line("dropped", dropped)).is_ok() {
+        let line = |word: &str, number: u64| format!("{{\"schema\":1,{word}:{number}}}\n");
+        let Untold {
+            guarded,
+            dropped,
+            held_back,
+        } = self.untold;
+        if guarded > 0
+            && self
+                .put(&line("\"event\":\"vm\",\"guarded\"", guarded))
+                .is_ok()
+        {
+            self.untold.guarded = 0;
+        }
+        if dropped > 0 && self.put(&line("\"dropped\"", dropped)).is_ok() {
             self.untold.dropped = 0;
         }
-        if held_back > 0 && self.put(&line("held_back", held_back)).is_ok() {
+        if held_back > 0 && self.put(&line("\"held_back\"", held_back)).is_ok() {
             self.untold.held_back = 0;
         }
     }

@@ -115,6 +115,18 @@ pub(super) fn text(
     if is_audit {
         text.push_str("  an audit counts the first access of each kind in a VM, and lets it and all others through\n");
     }
+    let has = |disposition| {
+        let mut kinds = recorded.iter().map(|one| one.first.kind);
+        kinds.any(|kind| kind.disposition == disposition)
+    };
+    if has(Disposition::Killed) {
+        text.push_str("  `kill` has ended a VMM; what its guest would have accessed after that is not known, and `exec --audit` shows it\n");
+    }
+    if has(Disposition::WouldKill) {
+        text.push_str(
+            "  without the audit, the first access marked (kill) would have ended the VMM\n",
+        );
+    }
     for list in [refused, seen] {
         let listed = if is_audit { list.len() } else { LISTED };
         for one in list.iter().take(listed) {
@@ -243,7 +255,11 @@ fn line(
         let _ = write!(text, ", logged by {by}, {who}{when}");
     } else if kind.reason == ExitReason::Filter {
         let by = origin(compiled.program(), first.origin, policy);
-        let _ = write!(text, " by {by}, {who}{when}");
+        let kill = match kind.disposition {
+            Disposition::Killed | Disposition::WouldKill => " (kill)",
+            _ => "",
+        };
+        let _ = write!(text, " by {by}{kill}, {who}{when}");
         let accesses = refused_together(one, all);
         if let Some(grant) = grant(compiled, first.origin, kind.index, accesses) {
             let _ = write!(text, "; {grant}");

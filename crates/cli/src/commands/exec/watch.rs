@@ -135,6 +135,7 @@ impl Watch {
             said: Vec::new(),
             next_event: Cursor::default(),
             held_back: 0,
+            guarded: 0,
         };
         page.remove_litter();
         while run.goes_on(page) {
@@ -223,7 +224,7 @@ impl Watch {
         if let (Some(events), Ok(snapshot)) = (&mut self.events, snapshot(page)) {
             let untold = Untold {
                 dropped: snapshot.without_event(),
-                held_back: 0,
+                ..Untold::default()
             };
             events.append(iter::empty(), untold);
         }
@@ -299,11 +300,14 @@ impl Watch {
         }
         run.next_event = followed.next;
         let held_back = snapshot.held_back();
+        let guarded = snapshot.vms_guarded();
         let untold = Untold {
+            guarded: guarded.saturating_sub(run.guarded),
             dropped: followed.lost,
             held_back: held_back.saturating_sub(run.held_back),
         };
         run.held_back = held_back.max(run.held_back);
+        run.guarded = guarded.max(run.guarded);
         let lines = followed.events.iter();
         events.append(
             lines.map(|event| summary::json(event, self.compiled.program())),
@@ -320,7 +324,9 @@ struct Watched<'s> {
     /// The refused requests that were already reported: the program's name, and the kind of request.
     said: Vec<(String, Wish)>,
     next_event: Cursor,
+    /// The numbers of events that were held back, and of guarded VMs, that the file of events was told.
     held_back: u64,
+    guarded: u64,
 }
 
 /// The state of the run's first process, the VMM.

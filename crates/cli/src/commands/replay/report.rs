@@ -200,6 +200,7 @@ pub(in crate::commands) fn no_access(totals: &Totals, selected: &Selected<'_>) -
         Some(tasks) if selected.is_part() => {
             format!("no access is of a task of --task; the trace has the tasks {tasks}")
         }
+        _ if totals.lines == 0 => "the trace has no MSR access: it is empty; a run of `exec --events` writes a line as soon as it has a VM".to_owned(),
         _ if totals.unreadable > 0 => "msrgate could read no MSR access in the trace; record the event kvm:kvm_msr, and print it with tracefs, `perf script`, `perf trace` or `trace-cmd report`".to_owned(),
         _ => "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script`, `perf trace` or `trace-cmd report`".to_owned(),
     };

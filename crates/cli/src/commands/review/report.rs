@@ -26,6 +26,9 @@ pub(super) struct Report<'r> {
     rows: Vec<Listed<'r>>,
     /// The parts of the recordings that are missing, as sentences.
     missing: &'r [String],
+    /// Sentences about guests that the action `kill` ended. What these would have done after that is not in the
+    /// recordings.
+    ends: &'r [String],
 }
 
 #[derive(Serialize)]
@@ -48,6 +51,8 @@ struct Listed<'r> {
     /// `sound`, `look` or `unsound`.
     advice: &'static str,
     reasons: &'r [String],
+    /// True if the policy ends the guest at such an access, by the action `kill`.
+    kills: bool,
     /// True if the policy surely refuses the accesses; false if its answer depends on a value that is not recorded.
     sure: bool,
     /// The entry, or the text in place of an entry or of its field, that would allow the accesses; null if none can.
@@ -59,7 +64,7 @@ struct Listed<'r> {
 pub(super) fn for_programs<'r>(
     policy: &'r Policy,
     rows: &'r Rows<'_>,
-    missing: &'r [String],
+    (missing, ends): (&'r [String], &'r [String]),
     answer: Answer,
 ) -> Report<'r> {
     Report {
@@ -73,6 +78,7 @@ pub(super) fn for_programs<'r>(
         accepted: rows.count(State::Accepted),
         rows: rows.iter().map(|row| listed(policy, rows, row)).collect(),
         missing,
+        ends,
     }
 }
 
@@ -101,6 +107,7 @@ fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'
         r#final: entry.is_some_and(Entry::is_final),
         advice: row.advice.verdict.word(),
         reasons: &row.advice.reasons,
+        kills: rows.is_kill(index, row.sighting.access),
         sure: row.certainty == Certainty::Sure,
         allow,
         allow_at,
@@ -118,11 +125,10 @@ const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
 
 pub(super) fn for_people(
     out: &mut dyn Write,
-    args: &ReviewArgs,
-    cpu: Option<&Cpu>,
+    (args, cpu): (&ReviewArgs, Option<&Cpu>),
     policy: &Policy,
     rows: &Rows<'_>,
-    missing: &[String],
+    (missing, ends): (&[String], &[String]),
 ) -> io::Result<()> {
     let open = rows.count(State::Open);
     let style = match open {
@@ -158,7 +164,7 @@ pub(super) fn for_people(
             print(out, policy, rows, row)?;
         }
     }
-    for one in missing {
+    for one in missing.iter().chain(ends) {
         writeln!(out, "{one}")?;
     }
     if open > 0 && args.accept.is_none() {
@@ -190,6 +196,11 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
         writeln!(out, "      {}", register.summary)?;
     }
     let entry = entry_of(row.refused_by);
+    let kills = if rows.is_kill(index, row.sighting.access) {
+        ", by `kill`, which ends the guest"
+    } else {
+        ""
+    };
     match entry {
         Some(entry) => {
             let place = output::where_it_stands(policy, entry);
@@ -201,9 +212,9 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
             let why = entry
                 .why()
                 .map_or_else(String::new, |why| format!(": {}", one_line(why)));
-            writeln!(out, "      refused by {place}{firm}{why}")?;
+            writeln!(out, "      refused by {place}{firm}{kills}{why}")?;
         }
-        None => writeln!(out, "      refused by `default`")?,
+        None => writeln!(out, "      refused by `default`{kills}")?,
     }
     if row.certainty == Certainty::ByValue {
         writeln!(

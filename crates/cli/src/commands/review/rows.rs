@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_policy::learn::{Fate, RefusedBy, Sighting, refused_by};
 use msrgate_policy::trace;
-use msrgate_policy::{Compiled, Entry, Grant, Variant, grant};
+use msrgate_policy::{Action, Compiled, Entry, Grant, Variant, grant};
 
 use super::super::recordings::Read;
 use super::advice::{Advice, Advisers};
@@ -137,6 +137,11 @@ impl<'c> Rows<'c> {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Row<'c>> {
         self.by_kind.values()
+    }
+
+    /// Returns true if the policy ends the guest at such an access.
+    pub(super) fn is_kill(&self, index: MsrIndex, access: Access) -> bool {
+        *self.variant.rule(index, access).action == Action::Kill
     }
 
     pub(super) fn count(&self, state: State) -> usize {

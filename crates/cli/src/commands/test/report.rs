@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::HostError;
 use msrgate_kvm::measure::{BackendKind, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, shown_name, write_effect};
+use msrgate_policy::{Cpu, Mode, Policy, Variant, one_line, registers, shown_name, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -166,12 +166,19 @@ pub(super) fn heading(
     }
     writeln!(
         out,
-        "{}: {} in {} of 16 ranges, default {}\n",
+        "{}: {} in {} of 16 ranges, default {}",
         shown_name(policy.source().name()),
         output::count(policy.entries().len(), "entry", "entries"),
         variant.filter().ranges().len(),
         policy.default_action().word(),
-    )
+    )?;
+    if policy.settings().mode == Mode::Audit {
+        writeln!(
+            out,
+            "`mode = \"audit\"` needs a gate, and this guest has none: the filter refuses what an audit would let through"
+        )?;
+    }
+    writeln!(out)
 }
 
 /// Prints one line for each access: the result that the policy promises, and the result that the guest got

@@ -58,13 +58,20 @@ const UNKNOWN_DENIED: &str = "default = 'allow'\nunknown = { read = 0 }";
 const UNKNOWN_NONE: &str = "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'none' }";
 const UNKNOWN_FIRST: &str =
     "default = 'allow'\nlog = 'first'\nunknown = { read = 0, log = 'denied' }";
+const FIRST_UNKNOWN: &str = "default = 'allow'\nlog = 'first'\nunknown = { read = 0 }";
+const FIRST_AUDIT_UNKNOWN: &str =
+    "default = 'allow'\nmode = 'audit'\nlog = 'first'\nunknown = { read = 0 }";
 const UNKNOWN_AUDIT: &str = "default = 'allow'\nmode = 'audit'\nunknown = { read = 0 }";
+
+const BOTH: Events = Events::FirstAndFirstRefused;
+const WOULD: Events = Events::FirstAndFirstWouldBeRefused;
 
 const KILL: &str = "0x10000 = { read = 'kill', write = 'kill' }";
 const HANDLER: &str = "0x10000 = { read = { handler = 'mine' }, write = { handler = 'mine' } }";
 const VALUE: &str = "0x10000 = { read = { value = 7 }, write = 'ignore' }";
 const REGISTER: &str = "0x10000 = { register = { reset = 0, mask = 1 } }";
 const PIN: &str = "IA32_LSTAR = { read = 'allow', write = 'pin' }";
+const MASK: &str = "IA32_STAR = { read = 'allow', write = { mask = 1, outside = 'deny' } }";
 const STICKY: &str = "IA32_FMASK = { read = 'allow', write = 'sticky' }";
 const ALL: &str = "IA32_STAR = { read = 'allow', write = 'allow', log = 'all' }";
 const NONE: &str = "0x10000 = 'none'";
@@ -90,7 +97,12 @@ const ROWS: &[Row] = &[
     row(QUIET_AUDIT, KILL, (SPARE, R), Events::First, 3),
     row(AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
     row(QUIET_AUDIT, PIN, (LSTAR, W), Events::FirstWouldBeRefused, 2),
-    row(FIRST_AUDIT, PIN, (LSTAR, W), Events::First, 2),
+    row(FIRST_AUDIT, PIN, (LSTAR, W), WOULD, 2),
+    row(FIRST_AUDIT, MASK, (STAR, W), WOULD, 2),
+    row(FIRST_AUDIT, REGISTER, (SPARE, W), WOULD, 2),
+    row(FIRST_AUDIT, REGISTER, (SPARE, R), Events::First, 0),
+    row(FIRST_AUDIT, VALUE, (SPARE, W), Events::First, 0),
+    row(FIRST_AUDIT, NONE, (SPARE, R), Events::First, 3),
     row(AUDIT, REGISTER, (SPARE, W), Events::FirstWouldBeRefused, 2),
     row(AUDIT, "", (MsrIndex::MAX, R), Events::Each, 3),
     row(QUIET_AUDIT, "", (MsrIndex::MAX, W), Events::None, 3),
@@ -98,6 +110,13 @@ const ROWS: &[Row] = &[
     // Answers.
     row(DENY, VALUE, (SPARE, R), Events::NoRefusals, 0),
     row(FIRST, VALUE, (SPARE, W), Events::First, 0),
+    // The first refused access is an event, although one that was not refused came before.
+    row(FIRST, PIN, (LSTAR, W), BOTH, 2),
+    row(FIRST, MASK, (STAR, W), BOTH, 2),
+    row(FIRST, REGISTER, (SPARE, W), BOTH, 2),
+    row(FIRST, STICKY, (FMASK, W), BOTH, 0),
+    row(FIRST, HANDLER, (SPARE, R), BOTH, 0),
+    row(FIRST, MICROCODE, (LOADER, W), Events::First, 3),
     row(DENY, HANDLER, (SPARE, R), Events::EachRefused, 0),
     row(QUIET, HANDLER, (SPARE, W), Events::None, 0),
     row(DENY, REGISTER, (SPARE, W), Events::EachRefused, 2),
@@ -119,6 +138,9 @@ const ROWS: &[Row] = &[
     // Such an access exits twice if the filter is to see it, too.
     row(UNKNOWN_AUDIT, NONE, (SPARE, R), Events::EachAndFirst, 3),
     row(UNKNOWN_FIRST, "", (NOWHERE, W), Events::EachAndFirst, 3),
+    row(FIRST_UNKNOWN, "", (NOWHERE, R), Events::First, 0),
+    row(FIRST_UNKNOWN, "", (NOWHERE, W), Events::FirstTwice, 3),
+    row(FIRST_AUDIT_UNKNOWN, NONE, (SPARE, R), Events::First, 3),
 ];
 
 /// Returns the number of events of three accesses.
@@ -145,6 +167,10 @@ fn gate_logs_accesses_that_explain_names() {
         assert_eq!(says, row.events, "{text}");
         let expected = match says {
             Events::First => 1,
+            Events::FirstTwice => 2,
+            Events::FirstAndFirstRefused | Events::FirstAndFirstWouldBeRefused => {
+                row.refused.min(1) + (3 - row.refused).min(1)
+            }
             Events::FirstWouldBeRefused => row.refused.min(1),
             Events::EachRefused => row.refused,
             Events::Each => 3,

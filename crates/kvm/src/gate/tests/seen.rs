@@ -100,6 +100,28 @@ fn audit_mode_allows_denied_access_and_logs_it_as_would_deny() {
     });
 }
 
+/// With `log = "first"` the first write that the policy would refuse becomes an event, although an allowed
+/// write of the same MSR became one before. That holds for each vCPU's pins, and under each program.
+#[test]
+fn first_refused_write_is_logged_after_allowed_write_under_log_first() {
+    for (mode, refusal) in [("enforce", "deny"), ("audit", "would-deny")] {
+        let entry = "IA32_LSTAR = { read = 'allow', write = 'pin', log = 'first' }";
+        let program = || policy(&format!("default = 'deny'\nmode = '{mode}'"), entry);
+        on_each(&program(), 2, &GateOptions::new(), |machine| {
+            machine.vcpus[0].run(&[Write(LSTAR, 1), Write(LSTAR, 1)]);
+            machine.vcpus[1].run(&[Write(LSTAR, 2), Write(LSTAR, 3), Write(LSTAR, 4)]);
+            machine.gate.replace(program()).unwrap();
+            machine.vcpus[1].run(&[Write(LSTAR, 2), Write(LSTAR, 5)]);
+            let mut seen = Vec::new();
+            let mut events = machine.gate.events().unwrap();
+            events.drain(|event| seen.push((event.vcpu.get(), event.disposition.to_string())));
+            let of = |vcpu: u32, disposition: &str| (vcpu, disposition.to_owned());
+            let expected = [of(0, "pin"), of(1, refusal), of(1, "pin"), of(1, refusal)];
+            assert_eq!(seen, expected, "{mode}");
+        });
+    }
+}
+
 #[test]
 fn log_all_logs_every_forwarded_access() {
     let entry = "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }";

@@ -174,7 +174,11 @@ fn first_access_that_full_table_forgot_is_logged_again() {
     on_each(&program, 1, &GateOptions::new(), |machine| {
         for index in 0..100_000 {
             let index = MsrIndex::new(index);
-            machine.gate.shared.seen.touch(0, index, Access::Read);
+            machine
+                .gate
+                .shared
+                .seen
+                .touch(0, index, Access::Read, Disposition::Allowed);
         }
         assert_eq!(machine.first().run(&[Write(STAR, 5)]), [Saw::Written]);
         let mut count = 0;
@@ -184,7 +188,8 @@ fn first_access_that_full_table_forgot_is_logged_again() {
         machine.gate.replace(audit()).unwrap();
         let number = machine.gate.shared.current.get().number;
         let seen = &machine.gate.shared.seen;
-        let touches = [(); 2].map(|()| seen.touch(number, STAR, Access::Read));
+        let touches =
+            [(); 2].map(|()| seen.touch(number, STAR, Access::Read, Disposition::Allowed));
         assert_eq!(touches, [Touch::First, Touch::Again]);
     });
 }
