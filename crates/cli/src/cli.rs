@@ -39,7 +39,7 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Run an unchanged VMM with its VMs behind a policy
     Exec(ExecArgs),
-    /// Watch one run of a VMM, and write the least policy under which its guest runs
+    /// Watch one run of a VMM, and write a policy that allows what its guest used
     Learn(LearnArgs),
     /// Compile a policy to a program, or to a filter in JSON, Rust, C or the kernel's bytes
     Compile(CompileArgs),

@@ -113,9 +113,22 @@ impl Input {
         &self,
         mode: Option<Mode>,
     ) -> Result<(Compiled, HashSet<Inode>), Failure> {
-        let source = self.source()?;
-        let mut files = Files::from(&source, &self.place);
-        let mut resolved = parse(&source, &mut files).map_err(Failure::Mistakes)?;
+        self.compile(&self.source()?, mode)
+    }
+
+    /// Parses another text in place of the input's own, as a policy in the same file.
+    pub(crate) fn compiled_with_text(&self, text: &str) -> Result<Compiled, Failure> {
+        let source = Source::new(&self.name, text).with_identity(&self.place.identity());
+        self.compile(&source, None).map(|(compiled, _)| compiled)
+    }
+
+    fn compile(
+        &self,
+        source: &Source,
+        mode: Option<Mode>,
+    ) -> Result<(Compiled, HashSet<Inode>), Failure> {
+        let mut files = Files::from(source, &self.place);
+        let mut resolved = parse(source, &mut files).map_err(Failure::Mistakes)?;
         if let Some(mode) = mode {
             resolved = resolved.in_mode(mode);
         }

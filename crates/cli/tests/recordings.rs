@@ -196,9 +196,9 @@ fn review_exits_1_if_policy_leaves_refused_access_undecided() {
     let (_, out, _) = folder.run(&["review", "p.toml", "e.jsonl"]);
     for part in [
         "0xc0000080 IA32_EFER: 2 writes, first at e.jsonl:2",
-        "sound: the shipped policy linux-guest allows it",
+        "      sound to allow: the shipped policy linux-guest allows it",
         "to allow: IA32_EFER = \"w\" below [msrs]",
-        "unsound: the shipped policy no-power-telemetry refuses it",
+        "      unsound to allow: the shipped policy no-power-telemetry refuses it",
         "msrgate review p.toml e.jsonl --accept",
     ] {
         assert!(out.contains(part), "{part}: {out}");
@@ -219,6 +219,30 @@ fn review_accept_allows_undecided_accesses_and_keeps_entries_of_policy_author() 
     assert!(text.contains("IA32_PAT  = \"r\"  # memory types"), "{text}");
     let (code, states) = states(&folder, &["review", "p.toml", "e.jsonl"]);
     assert_eq!((code, states.len()), (Some(0), 2));
+}
+
+/// The report shows the entry that `--accept` has written, and the new lines of the entries that stay.
+#[test]
+fn review_accept_shows_entries_of_policy_as_it_is_written() {
+    let folder = Folder::new(&[("e.jsonl", EVENTS), ("p.toml", POLICY)]);
+    let (_, out, _) = folder.run(&["review", "p.toml", "e.jsonl"]);
+    assert!(out.contains("in full, with a `why`"), "{out}");
+    let (_, out, err) = folder.run(&["review", "p.toml", "e.jsonl", "--accept"]);
+    let text = folder.read("p.toml");
+    let line = |key: &str| 1 + text.lines().position(|line| line.contains(key)).unwrap();
+    let (efer, pat) = (line("IA32_EFER"), line("IA32_PAT"));
+    let accepted = out.split("accepted: ").nth(1).unwrap();
+    for part in [
+        "0xc0000080 IA32_EFER: 2 writes",
+        &format!("allowed by line {efer}: IA32_EFER: read = \"deny\", write = \"allow\""),
+    ] {
+        assert!(accepted.contains(part), "{part}: {out}{err}");
+    }
+    assert!(!accepted.contains("refused by"), "{out}");
+    assert!(
+        out.contains(&format!("refused by line {pat}: IA32_PAT")),
+        "{out}"
+    );
 }
 
 #[test]
@@ -615,11 +639,18 @@ fn review_accept_changes_other_entries_if_entry_in_when_section_needs_manual_cha
     let accept = [&review[..], &["--accept", "IA32_PAT", "IA32_EFER"]].concat();
     let (code, out, err) = folder.run(&accept);
     assert_eq!(code, Some(1), "{out}{err}");
+    let text = folder.read("p.toml");
+    assert!(text.contains("IA32_EFER"), "{text}");
+    // The new `[msrs]` stands above the section, and has moved its line.
+    let mut lines = text.lines();
+    let pat = 1 + lines.position(|line| line.starts_with("IA32_PAT")).unwrap();
+    assert!(pat > 7, "{text}");
+    let change = format!("change p.toml:{pat} by hand: IA32_PAT; to allow, in line {pat}: ");
+    assert!(err.contains(&change), "{err}");
     assert!(
-        err.contains("change p.toml:7 by hand: IA32_PAT; to allow, in line 7: IA32_PAT = \"w\""),
-        "{err}"
+        out.contains(&format!("refused by line {pat}: IA32_PAT")),
+        "{out}"
     );
-    assert!(folder.read("p.toml").contains("IA32_EFER"));
 }
 
 #[test]

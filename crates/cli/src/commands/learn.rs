@@ -1,4 +1,4 @@
-//! `msrgate learn`: watches one run of a VMM, and writes the least policy under which its guest runs.
+//! `msrgate learn`: watches one run of a VMM, and writes a policy that allows what its guest used.
 //!
 //! The VMM runs as under `exec`, behind a program that lets everything through and records the first access
 //! of each kind. This process stays its parent, and writes the policy when the run has ended.
@@ -265,7 +265,7 @@ fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot)
 /// only run, and for the last one of several.
 fn tell_learnt(args: &LearnArgs, learnt: &Learnt, first: &str, last: &str) {
     let file = output::name(args);
-    let accesses = |number| count(number, "access", "accesses");
+    let accesses = |number| count(number, "kind of access", "kinds of accesses");
     let added = match (learnt.added.len(), learnt.unknown.len()) {
         (0, 0) => "which added nothing".to_owned(),
         (more, 0) => format!("which added {}", accesses(more)),

@@ -48,7 +48,8 @@ pub fn learn(
 }
 
 /// Adds what a guest needs to a policy, as [`learn`] does, without counting a run. For the MSRs in `named`, an
-/// access is also allowed if an entry of the author refuses it, unless that entry is `final`.
+/// access is also allowed if an entry of the author refuses it, unless that entry is `final`. The places in
+/// [`Learnt::kept`] are those of the new text.
 ///
 /// # Errors
 /// As [`learn`].
@@ -58,7 +59,15 @@ pub fn accept(
     seen: &[Sighting],
     named: &BTreeSet<MsrIndex>,
 ) -> Result<Learnt, LearnError> {
-    changed(policy, includes, seen, Authors::Change(named), |_, _| {})
+    let accept_in = |policy: &Source, includes: &mut dyn Includes| {
+        changed(policy, includes, seen, Authors::Change(named), |_, _| {})
+    };
+    let mut learnt = accept_in(policy, includes)?;
+    if !learnt.added.is_empty() && !learnt.kept.is_empty() {
+        // The new entries may have moved the lines of others.
+        learnt.kept = accept_in(&policy.with_text(&learnt.text), includes)?.kept;
+    }
+    Ok(learnt)
 }
 
 /// The treatment of entries that an author has written.

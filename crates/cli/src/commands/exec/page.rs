@@ -77,7 +77,7 @@ impl StateFile {
         }
     }
 
-    fn in_folder(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
+    pub(super) fn in_folder(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
         let file = tempfile::Builder::new()
             .prefix(PREFIX)
             .tempfile_in(folder)?;

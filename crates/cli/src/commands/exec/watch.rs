@@ -129,7 +129,7 @@ impl Watch {
             return;
         }
         let mut run = Watched {
-            listener,
+            listener: listener.map_or(Listener::Absent, Listener::Open),
             speaker,
             first: First::Runs,
             said: Vec::new(),
@@ -150,7 +150,7 @@ impl Watch {
         let (mut knocks, mut ends) = (PollFlags::empty(), PollFlags::empty());
         {
             let mut polled = Vec::new();
-            let listener = run.listener.as_ref();
+            let listener = run.listener.open();
             polled.extend(listener.map(|one| PollFd::new(one, PollFlags::IN)));
             if run.first == First::Runs {
                 polled.push(PollFd::new(&self.pidfd, PollFlags::IN));
@@ -165,12 +165,12 @@ impl Watch {
                 return;
             }
             let mut seen = polled.iter().map(PollFd::revents);
-            if run.listener.is_some() {
+            if run.listener.open().is_some() {
                 knocks = seen.next().unwrap_or(PollFlags::empty());
             }
             ends = seen.next().unwrap_or(ends);
         }
-        if let Some(listener) = &run.listener {
+        if let Some(listener) = run.listener.open() {
             if knocks.contains(PollFlags::IN) {
                 if let Some(knock) = door::take(listener) {
                     // Once it is refused, the process may go on to its end.
@@ -178,9 +178,10 @@ impl Watch {
                     door::refuse(listener, knock);
                     run.say_once(knock, comm);
                 }
+            } else if knocks.contains(PollFlags::HUP) {
+                run.listener = Listener::Deserted;
             } else if !knocks.is_empty() {
-                // No process with the filter is left.
-                run.listener = None;
+                run.listener = Listener::Absent;
             }
         }
         self.write_events(run, page, Unfinished::Wait);
@@ -318,7 +319,7 @@ impl Watch {
 
 /// The watcher's knowledge of the run so far.
 struct Watched<'s> {
-    listener: Option<OwnedFd>,
+    listener: Listener,
     speaker: &'s Speaker,
     first: First,
     /// The refused requests that were already reported: the program's name, and the kind of request.
@@ -327,6 +328,27 @@ struct Watched<'s> {
     /// The numbers of events that were held back, and of guarded VMs, that the file of events was told.
     held_back: u64,
     guarded: u64,
+}
+
+/// The listener of the run's seccomp filter.
+#[derive(Debug)]
+enum Listener {
+    /// A process with the filter is left.
+    Open(OwnedFd),
+    /// No process with the filter is left, so the run is over: children inherit the filter, and keep it across
+    /// execve(2).
+    Deserted,
+    /// The filter has no listener, or its listener tells nothing any more.
+    Absent,
+}
+
+impl Listener {
+    const fn open(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Open(listener) => Some(listener),
+            Self::Deserted | Self::Absent => None,
+        }
+    }
 }
 
 /// The state of the run's first process, the VMM.
@@ -340,7 +362,12 @@ impl Watched<'_> {
     /// Returns true if a process of the run is left: a process under the seccomp filter, or, if the filter
     /// has no listener, a process that has the state page mapped.
     fn goes_on(&self, page: &StateFile) -> bool {
-        self.first == First::Runs || self.listener.is_some() || !is_over(page)
+        self.first == First::Runs
+            || match self.listener {
+                Listener::Open(_) => true,
+                Listener::Deserted => false,
+                Listener::Absent => !is_over(page),
+            }
     }
 
     /// Reports a refused request once for each program and kind of request, because a program may repeat the
@@ -387,4 +414,38 @@ fn is_file(fd: BorrowedFd<'_>) -> bool {
 fn snapshot(page: &StateFile) -> Result<Snapshot, String> {
     let bytes = page.bytes().map_err(|error| error.to_string())?;
     Snapshot::new(&bytes).map_err(|bad| bad.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file description that is still open, such as that of a process whose memory the kernel is freeing, does not
+    /// delay the end of a run whose filter no process has.
+    #[test]
+    fn run_is_over_once_no_process_has_its_filter_although_page_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let page = StateFile::in_folder(folder.path(), &[0; 16]).unwrap();
+        let held = File::options().read(true).write(true).open(page.path());
+        let held = held.unwrap();
+        assert!(page.has_others());
+        let speaker = Speaker::start();
+        let mut run = Watched {
+            listener: Listener::Absent,
+            speaker: &speaker,
+            first: First::Ended,
+            said: Vec::new(),
+            next_event: Cursor::default(),
+            held_back: 0,
+            guarded: 0,
+        };
+        assert!(run.goes_on(&page));
+        run.listener = Listener::Deserted;
+        assert!(!run.goes_on(&page));
+        run.listener = Listener::Absent;
+        drop(held);
+        assert!(!run.goes_on(&page));
+        page.remove();
+        speaker.finish();
+    }
 }

@@ -45,6 +45,15 @@ impl Verdict {
             Self::Unsound => "unsound",
         }
     }
+
+    /// Returns the verdict as the beginning of a line for people.
+    pub(super) const fn title(self) -> &'static str {
+        match self {
+            Self::Sound => "sound to allow",
+            Self::Look => "look before you allow it",
+            Self::Unsound => "unsound to allow",
+        }
+    }
 }
 
 impl Advisers {
@@ -62,7 +71,9 @@ impl Advisers {
         let groups = registers::groups()
             .iter()
             .filter(|group| group.contains(index));
-        reasons.extend(groups.map(|group| format!("{} is {}", group.name, group.summary)));
+        reasons.extend(
+            groups.map(|group| format!("it is in the group {}: {}", group.name, group.summary)),
+        );
         if access == Access::Write
             && let Some(effect) = write_effect(index)
         {

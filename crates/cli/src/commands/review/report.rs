@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use msrgate_filter::Access;
 use msrgate_policy::learn::RefusedBy;
-use msrgate_policy::{Cpu, Entry, Grant, Policy, one_line, registers, shown_name};
+use msrgate_policy::{Action, Cpu, Entry, Grant, Policy, one_line, registers, shown_name};
 use serde::Serialize;
 
 use super::rows::{Certainty, Row, Rows, State};
@@ -41,7 +42,7 @@ struct Listed<'r> {
     /// The place of the first access, such as `events.jsonl:4`.
     first: Option<&'r str>,
     state: &'static str,
-    /// The place of the entry that refuses the access; null for the default.
+    /// The place of the entry that refuses the access, or has allowed it since `--accept`; null for the default.
     policy_file: Option<&'r str>,
     policy_line: Option<u32>,
     entry: Option<&'r str>,
@@ -55,18 +56,19 @@ struct Listed<'r> {
     kills: bool,
     /// True if the policy surely refuses the accesses; false if its answer depends on a value that is not recorded.
     sure: bool,
-    /// The entry, or the text in place of an entry or of its field, that would allow the accesses; null if none can.
+    /// The entry, or the text in place of an entry or of its field, that would allow the accesses; null if none can, and
+    /// if they are allowed since `--accept`.
     allow: Option<String>,
     /// The place of the entry or of the `[[when]]` to change; null for a new entry of `[msrs]`.
     allow_at: Option<String>,
 }
 
 pub(super) fn for_programs<'r>(
-    policy: &'r Policy,
     rows: &'r Rows<'_>,
     (missing, ends): (&'r [String], &'r [String]),
     answer: Answer,
 ) -> Report<'r> {
+    let policy = rows.policy();
     Report {
         schema: SCHEMA,
         policy: policy.source().name(),
@@ -85,7 +87,11 @@ pub(super) fn for_programs<'r>(
 fn listed<'r>(policy: &'r Policy, rows: &Rows<'_>, row: &'r Row<'_>) -> Listed<'r> {
     let index = row.sighting.index;
     let entry = entry_of(row.refused_by);
-    let (allow, allow_at) = match rows.grant(index, row.sighting.access) {
+    let grant = match row.state {
+        State::Accepted => None,
+        _ => rows.grant(index, row.sighting.access),
+    };
+    let (allow, allow_at) = match grant {
         Some(Grant::Add(entry)) => (Some(entry), None),
         Some(Grant::AddToWhen { entry: text, at } | Grant::Change { text, at }) => {
             (Some(text), Some(at.to_string()))
@@ -126,10 +132,10 @@ const fn entry_of(refused_by: RefusedBy<'_>) -> Option<&Entry> {
 pub(super) fn for_people(
     out: &mut dyn Write,
     (args, cpu): (&ReviewArgs, Option<&Cpu>),
-    policy: &Policy,
     rows: &Rows<'_>,
     (missing, ends): (&[String], &[String]),
 ) -> io::Result<()> {
+    let policy = rows.policy();
     let open = rows.count(State::Open);
     let style = match open {
         0 => anstyle::AnsiColor::Green,
@@ -145,9 +151,9 @@ pub(super) fn for_people(
     let bold = anstyle::Style::new().bold();
     for state in State::ALL {
         let title = match state {
-            State::Open => "open: no author has decided",
+            State::Open => "open: nobody has decided; `default` or a learnt entry refuses it",
             State::Decided => {
-                "decided: an author has decided about it; to allow what an entry refuses, name the MSR: --accept MSR"
+                "decided: the author of the policy, or of an include, has decided; to allow what an entry refuses, name the MSR: --accept MSR"
             }
             State::Unclear => {
                 "unclear: the guest got #GP, from KVM or from a filter; to allow it, name the MSR: --accept MSR"
@@ -175,7 +181,7 @@ pub(super) fn for_people(
         let cpu = cpu.map_or_else(String::new, |cpu| format!(" --cpu {cpu}"));
         writeln!(
             out,
-            "to allow all that is open: msrgate review {}{cpu} --accept",
+            "to allow all that is open: msrgate review {}{cpu} --accept\n  --accept writes `read` and `write` of each entry in full, with a `why`; a long entry becomes a table: [msrs.NAME]",
             words.join(" ")
         )?;
     }
@@ -202,6 +208,14 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
         ""
     };
     match entry {
+        Some(entry) if row.state == State::Accepted => {
+            let place = output::where_it_stands(policy, entry);
+            let words = Access::ALL.map(|access| {
+                let word = entry.action(access).map_or("inherit", Action::word);
+                format!("{access} = \"{word}\"")
+            });
+            writeln!(out, "      allowed by {place}: {}", words.join(", "))?;
+        }
         Some(entry) => {
             let place = output::where_it_stands(policy, entry);
             let firm = if entry.is_final() {
@@ -216,14 +230,14 @@ fn print(out: &mut dyn Write, policy: &Policy, rows: &Rows<'_>, row: &Row<'_>) -
         }
         None => writeln!(out, "      refused by `default`{kills}")?,
     }
-    if row.certainty == Certainty::ByValue {
+    if row.certainty == Certainty::ByValue && row.state != State::Accepted {
         writeln!(
             out,
             "      may be refused: that depends on a value that is not recorded"
         )?;
     }
     if matches!(row.state, State::Open | State::Unclear | State::Decided) {
-        let verdict = row.advice.verdict.word();
+        let verdict = row.advice.verdict.title();
         for (number, reason) in row.advice.reasons.iter().enumerate() {
             match number {
                 0 => writeln!(out, "      {verdict}: {}", one_line(reason))?,

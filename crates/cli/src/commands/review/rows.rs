@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_policy::learn::{Fate, RefusedBy, Sighting, refused_by};
 use msrgate_policy::trace;
-use msrgate_policy::{Action, Compiled, Entry, Grant, Variant, grant};
+use msrgate_policy::{Action, Compiled, Entry, Grant, Policy, Variant, grant};
 
 use super::super::recordings::Read;
 use super::advice::{Advice, Advisers};
@@ -17,6 +17,7 @@ pub(super) struct Row<'c> {
     /// The certainty of the refusals.
     pub(super) certainty: Certainty,
     pub(super) state: State,
+    /// The part of the policy that refuses the accesses; for a row that was accepted, the entry that allows them.
     pub(super) refused_by: RefusedBy<'c>,
     pub(super) advice: Advice,
 }
@@ -133,6 +134,20 @@ impl<'c> Rows<'c> {
             (_, State::Open) | (State::Moot, State::Unclear) => row.state = state,
             _ => {}
         }
+    }
+
+    /// Takes the policy that `--accept` has written in place of the old one. An accepted row then has the entry that
+    /// allows it, and the other rows have the entries' new lines.
+    pub(super) fn rebase(&mut self, compiled: &'c Compiled, variant: &'c Variant) {
+        (self.compiled, self.variant) = (compiled, variant);
+        for (&(index, access), row) in &mut self.by_kind {
+            row.refused_by = refused_by(compiled.policy(), variant, index, access);
+        }
+    }
+
+    /// The policy under review: the new one, once `--accept` has written it.
+    pub(super) const fn policy(&self) -> &'c Policy {
+        self.compiled.policy()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Row<'c>> {
