@@ -82,10 +82,10 @@ fn lint_too_wide_warns_of_range_far_beyond_named_registers() {
         );
         codes(&text).contains(&("too-wide", Some(5)))
     };
-    // No MSR between 0x1983 and 0x40000000 has a name.
-    assert!(wide("0x1900..=0x2fff", "r"));
-    assert!(wide("0x1900..=0x2fff", "w"));
-    assert!(!wide("0x1900..=0x2fff", "none"), "a wide refusal is fine");
+    // No MSR between 0x2ff2 and 0x40000000 has a name.
+    assert!(wide("0x2ff0..=0x4fff", "r"));
+    assert!(wide("0x2ff0..=0x4fff", "w"));
+    assert!(!wide("0x2ff0..=0x4fff", "none"), "a wide refusal is fine");
     assert!(!wide("0x1900..=0x1a00", "rw"), "some slack is fine");
     assert!(!wide("@mtrr", "rw"));
 }
@@ -299,7 +299,7 @@ include = ['guest.toml']
 '0x10..=0x11' = 'r'
 0x10 = { read = 'inherit', write = 'inherit' }
 '0x30000..=0x30001' = 'r'
-'0x1900..=0x2fff' = 'r'
+'0x2ff0..=0x4fff' = 'r'
 IA32_LSTAR = { read = 'allow', write = 'pin' }
 '0x176..=0x177' = 'r'
 0x176 = 'rw'
