@@ -45,7 +45,15 @@ pub enum Step {
     Memory(u32),
     /// A read of one byte from this port.
     Port(u16),
+    /// The start of the other processors, which then read LSTAR until they get #GP. They count the completed reads in the
+    /// memory at [`READS`].
+    StartOthers,
+    /// The wait until another processor has had #GP. The result is 0 if none had for a long time.
+    WaitForFault,
 }
+
+/// The address at which other processors count their completed reads of LSTAR.
+pub const READS: u32 = 0x9800;
 
 /// The code with which the guest ends the machine.
 pub const END: u8 = 0x10;
@@ -84,6 +92,8 @@ impl Step {
             Self::Cpuid(leaf) => value(24, leaf, 0),
             Self::Memory(address) => value(25, address, 0),
             Self::Port(port) => value(26, port.into(), 0),
+            Self::StartOthers => value(27, 0, 0),
+            Self::WaitForFault => value(28, 0, 0),
         }
     }
 }

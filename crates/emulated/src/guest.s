@@ -106,6 +106,10 @@ msrgate_svm_guest:
 .align 8
   mov %ecx, %edx             # a read of the port in the index
   jmp .Lguest_op_in
+.align 8
+  jmp .Lguest_op_start
+.align 8
+  jmp .Lguest_op_wait
 .Lguest_op_cpuid:
   xor %ecx, %ecx
   cpuid
@@ -114,6 +118,37 @@ msrgate_svm_guest:
 .Lguest_op_in:
   xor %eax, %eax
   inb %dx, %al
+  jmp .Lguest_completed
+
+# Starts the other processors, which read LSTAR over and over. The result is the number of their reads so far.
+.Lguest_op_start:
+  mov %edi, %ebx
+  mov $(.Lguest_base + .Lguest_other - msrgate_svm_guest), %esi
+  mov $0x9000, %edi
+  mov $(.Lguest_other_end - .Lguest_other), %ecx
+  rep movsb
+  mov %ebx, %edi
+  movl $0, 0x9800
+  movl $0, 0x9804
+  # The real mode's vector of #GP.
+  movl $(0x9000 + .Lguest_other_gp - .Lguest_other), 0x34
+  movl $0xc4500, 0xfee00300  # INIT for the others
+  movl $0xc4609, 0xfee00300  # SIPI for the others, at the page 9
+  mov $100000000, %ecx
+7:
+  mov 0x9800, %eax
+  cmp $0, %eax
+  loope 7b
+  xor %edx, %edx
+  jmp .Lguest_completed
+# Waits until another processor has had #GP. The result is 1, or 0 if that does not happen for long.
+.Lguest_op_wait:
+  mov $100000000, %ecx
+8:
+  mov 0x9804, %eax
+  cmp $0, %eax
+  loope 8b
+  xor %edx, %edx
   jmp .Lguest_completed
 
 .Lguest_completed:
@@ -165,6 +200,24 @@ msrgate_svm_guest:
   shr $16, %eax
   mov %ax, (.Lguest_base + .Lguest_idt + 6 - msrgate_svm_guest)(,%ebx,8)
   ret
+# The code of the other processors, in real mode. It counts reads of LSTAR at 0x9800, and #GP at 0x9804.
+.code16
+.Lguest_other:
+  cli
+  xor %ax, %ax
+  mov %ax, %ds
+9:
+  mov $0xc0000082, %ecx
+  rdmsr
+  incl 0x9800
+  jmp 9b
+.Lguest_other_gp:
+  incl 0x9804
+10:
+  hlt
+  jmp 10b
+.Lguest_other_end:
+.code32
 .align 8
 .Lguest_gdt: .quad 0, 0x00cf9a000000ffff, 0x00cf92000000ffff
 .Lguest_gdt_register: .word 23

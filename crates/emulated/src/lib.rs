@@ -6,5 +6,5 @@ mod guest;
 mod machine;
 
 pub use archive::archive;
-pub use guest::{END, Outcome, Step, kernel, outcomes};
+pub use guest::{END, Outcome, READS, Step, kernel, outcomes};
 pub use machine::{Ended, Machine, Ran, is_qemu_there};

@@ -1,6 +1,6 @@
 //! MSR accesses of a guest, on hardware's own map.
 
-use msrgate_emulated::{Ended, Outcome, Step};
+use msrgate_emulated::{Ended, Outcome, READS, Step};
 use msrgate_filter::{Access, Accesses, MsrIndex, Verdict};
 use msrgate_program::{
     Action, Log, Mode, MsrRange, Program, ProgramBuilder, Unknown, UnknownAction,
@@ -253,4 +253,40 @@ fn hypercall_replaces_program_only_if_policy_allows_it_by_entry() {
         run_with_replacement(&built(allowing())),
         [ud, Outcome::Done(0), ud]
     );
+}
+
+/// The other processor reads a register that passes through, so that it never exits by itself.
+#[test]
+fn replaced_program_holds_on_other_processor_before_hypercall_returns() {
+    if !has_qemu() {
+        return;
+    }
+    let tried = [
+        Step::StartOthers,
+        Step::Vmmcall(REPLACE),
+        Step::Memory(READS),
+        Step::WaitForFault,
+        Step::Memory(READS),
+    ];
+    let program = built(allowing().allow(msr(REPLACE), Accesses::Write));
+    let replacement = built(allowing().deny(msr(LSTAR), Accesses::Read));
+    let machine = machine(&program, &tried)
+        .options(&["-smp", "2"])
+        .file("replacement", &replacement.encode());
+    let (outcomes, ran) = completed(&machine);
+    let value = |at: usize| match outcomes[at] {
+        Outcome::Done(value) => value & 0xffff_ffff,
+        other => panic!("step {at} gave {other:?}"),
+    };
+    assert!(value(0) > 0, "the other processor reads the register");
+    assert_eq!(value(3), 1, "the other processor gets #GP");
+    // The last completed read may be counted after the hypercall.
+    assert!(
+        value(4) - value(2) <= 1,
+        "{} reads more",
+        value(4) - value(2)
+    );
+    let refused: Vec<_> = ran.events();
+    assert_eq!(refused.len(), 1, "{}", ran.debug);
+    assert_eq!(refused[0]["vcpu"], 1);
 }
