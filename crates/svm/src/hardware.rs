@@ -88,7 +88,7 @@ struct Pages {
     guest: GeneralRegisters,
 }
 
-/// The pages of all processors.
+/// The pages that VMRUN and entry.s use, for each processor.
 struct AllPages(core::cell::UnsafeCell<[Pages; MOST]>);
 
 // SAFETY: `World::take` gives the pages of a processor to one caller only.

@@ -18,8 +18,8 @@ pub const APIC_BASE: u32 = 0x1b;
 pub enum Kept {
     /// Reads and writes are refused: the register belongs to SVM.
     Both,
-    /// Writes are refused: the register moves memory, or system management mode, below the hypervisor, or
-    /// loads microcode.
+    /// Writes are refused. They would change, without the hypervisor, which addresses are memory or where the code of
+    /// system management mode lies, or would load microcode.
     Writes,
 }
 

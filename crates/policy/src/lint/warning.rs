@@ -135,7 +135,7 @@ impl Code {
             Self::ChangedUnasked => {
                 "a `pin`, `mask` or `sticky` of a register that another instruction writes"
             }
-            Self::RevisionUnread => "a microcode device whose revision no guest can read",
+            Self::RevisionUnread => "the emulated microcode device has a revision, but no guest can read it",
             Self::StateNotMigrated => {
                 "an answer that depends on state which no VMM's own migration stream has"
             }

@@ -55,7 +55,7 @@ impl Host {
     pub(super) fn ask(which: HostArg) -> Result<Self, Failure> {
         if which == HostArg::None {
             return Ok(Self::NotAsked(
-                "--host none excludes checks against a host".to_owned(),
+                "with --host none no host is asked".to_owned(),
             ));
         }
         match Asked::new() {

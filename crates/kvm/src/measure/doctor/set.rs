@@ -221,23 +221,23 @@ fn first_bad(lab: &Lab) -> Finding {
     let allow = DefaultAction::Allow;
     Finding::all([
         lab.refuses(
-            "good, unreadable, flagless",
+            "a valid range, one whose bitmap cannot be read, one without flags",
             &filter(allow, [good(), unreadable(), flagless()]),
             Errno::Efault,
         ),
         lab.refuses(
-            "good, flagless, unreadable",
+            "a valid range, one without flags, one whose bitmap cannot be read",
             &filter(allow, [good(), flagless(), unreadable()]),
             Errno::Einval,
         ),
-        lab.refuses("flagless and unreadable", &one(both(0, 1)), Errno::Einval),
+        lab.refuses("a range without flags whose bitmap cannot be read", &one(both(0, 1)), Errno::Einval),
         lab.refuses(
-            "unknown flag and unreadable",
+            "a range with an unknown flag whose bitmap cannot be read",
             &one(both(BOTH | 4, 1)),
             Errno::Einval,
         ),
         lab.refuses(
-            "too large and unreadable",
+            "a range of too many MSRs whose bitmap cannot be read",
             &one(both(BOTH, 0x3001)),
             Errno::Einval,
         ),

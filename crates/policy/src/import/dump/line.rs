@@ -83,7 +83,7 @@ pub(super) enum Line<'t> {
     Bytes {
         /// The offset of the bytes; `None` if the dump has no offsets.
         offset: Option<usize>,
-        /// The digits of the bytes' numbers.
+        /// The bytes as the dump writes them: one number in each string, of one byte or of several.
         groups: Vec<&'t str>,
         /// The columns of a line of `xxd` that have the numbers, counted from the offset on.
         columns: Option<usize>,
