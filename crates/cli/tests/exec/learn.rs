@@ -396,7 +396,7 @@ fn learn_writes_no_policy_and_says_why_if_vmm_damaged_state_page() {
         let said = "error: the VMM has damaged the run's state page: it";
         let end = "; what the run showed is lost, and no policy was written\n";
         assert!(
-            ran.err.contains(said) && ran.err.ends_with(end),
+            ran.err.starts_with(said) && ran.err.ends_with(end),
             "{}",
             ran.err
         );

@@ -62,8 +62,9 @@ fn ctrl_z_stops_and_ctrl_c_ends_vmm_without_ending_watcher() {
     let mut exec = lab.exec(&["--summary", "summary"]);
     exec.arg(lab.build("refused.c", &[])).arg("for-ever");
     let mut terminal = Terminal::start(&lab, &exec);
-    // What is typed is shown, too: the texts that are waited for are not among it.
-    terminal.type_keys("set -m; PS1=; echo rea''dy\n");
+    // What is typed is shown, too: the texts that are waited for are not among it. With `noflsh` the terminal
+    // does not drop what the shell prints at the moment of Ctrl-Z or Ctrl-C.
+    terminal.type_keys("stty noflsh; set -m; PS1=; echo rea''dy\n");
     terminal.wait_for("ready\r\n");
     let words = [exec.get_program()].into_iter().chain(exec.get_args());
     let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
@@ -73,8 +74,8 @@ fn ctrl_z_stops_and_ctrl_c_ends_vmm_without_ending_watcher() {
     terminal.wait_for("Stopped");
     terminal.type_keys("echo shell goes o''n; fg\n");
     terminal.wait_for("shell goes on\r\n");
-    // The shell prints the command's words when it continues it.
-    terminal.wait_for("for-ever\r\n");
+    // The shell prints the command's words before it gives the command the terminal: they do not suffice.
+    terminal.wait_for("continued\r\n");
     terminal.type_keys("\u{3}");
     terminal.wait_for("^C");
     terminal.type_keys("echo status'' $?\n");

@@ -2,12 +2,13 @@
 //   many           its guest reads MSR 0x8b 900 times
 //   crash          as many, and then writes to address 0
 //   bursts         twelve VMs' guests read it 900 times at once; then one reads MSR 0x10
-//   for-ever       its two vCPUs read MSR 0x8b until this process is killed
+//   for-ever       its two vCPUs read MSR 0x8b until this process is killed; it prints a line when it is continued
 //   no-descriptor  it makes a VM, and then one more without room for the library's descriptors
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #define CHECK(call) ({ long answer = (call); \
     if (answer < 0) { fprintf(stderr, "%s: %s\n", #call, strerror(errno)); exit(1); } answer; })
@@ -73,6 +75,9 @@ static void bursts(void) {
     CHECK(ioctl(vcpus[0], KVM_RUN, 0));
 }
 
+// A shell continues a process after it has given it the terminal, so the next key is the process's.
+static void say_continued(int signal) { (void)!write(1, "continued\n", 10); }
+
 static void try_vm(void) { printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM"); }
 
 int main(int argc, char **argv) {
@@ -103,6 +108,7 @@ int main(int argc, char **argv) {
     ioctl(second, KVM_SET_MP_STATE, &running);
     pthread_t thread;
     pthread_create(&thread, 0, run_on, (void *)second);
+    signal(SIGCONT, say_continued);
     printf("begun\n");
     run_on((void *)first);
 }

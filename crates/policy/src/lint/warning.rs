@@ -135,7 +135,9 @@ impl Code {
             Self::ChangedUnasked => {
                 "a `pin`, `mask` or `sticky` of a register that another instruction writes"
             }
-            Self::RevisionUnread => "the emulated microcode device has a revision, but no guest can read it",
+            Self::RevisionUnread => {
+                "the emulated microcode device has a revision, but no guest can read it"
+            }
             Self::StateNotMigrated => {
                 "an answer that depends on state which no VMM's own migration stream has"
             }

@@ -211,7 +211,8 @@ impl Watch {
             let time = if is_last { Time::End } else { Time::SoFar };
             run.speaker.talk(self.text(page, time));
             self.report = Report::None;
-        } else if let Err(why) = snapshot(page) {
+        } else if let (Report::None | Report::File(_), Err(why)) = (&self.report, snapshot(page)) {
+            // The reader of the page's bytes says it itself.
             run.speaker.talk(summary::without_page(&self.policy, &why));
         }
         if let Some(loss) = self.events.as_ref().and_then(Events::loss) {

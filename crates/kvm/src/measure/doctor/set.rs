@@ -230,7 +230,11 @@ fn first_bad(lab: &Lab) -> Finding {
             &filter(allow, [good(), flagless(), unreadable()]),
             Errno::Einval,
         ),
-        lab.refuses("a range without flags whose bitmap cannot be read", &one(both(0, 1)), Errno::Einval),
+        lab.refuses(
+            "a range without flags whose bitmap cannot be read",
+            &one(both(0, 1)),
+            Errno::Einval,
+        ),
         lab.refuses(
             "a range with an unknown flag whose bitmap cannot be read",
             &one(both(BOTH | 4, 1)),
