@@ -169,11 +169,17 @@ pub enum Source {
     VirtualBox = 10,
     /// The constants of CoreFreq for the uncore of Intel's processor families.
     CoreFreq = 11,
+    /// The constants of coreboot.
+    Coreboot = 12,
+    /// The constants of Bochs.
+    Bochs = 13,
+    /// The constants of HyperPlatform.
+    HyperPlatform = 14,
 }
 
 impl Source {
     /// Every list of registers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Ia32Doc,
         Self::Linux,
         Self::Edk2,
@@ -186,6 +192,9 @@ impl Source {
         Self::RustX86,
         Self::VirtualBox,
         Self::CoreFreq,
+        Self::Coreboot,
+        Self::Bochs,
+        Self::HyperPlatform,
     ];
 }
 
@@ -204,6 +213,9 @@ impl fmt::Display for Source {
             Self::RustX86 => "rust-x86",
             Self::VirtualBox => "VirtualBox",
             Self::CoreFreq => "CoreFreq",
+            Self::Coreboot => "coreboot",
+            Self::Bochs => "Bochs",
+            Self::HyperPlatform => "HyperPlatform",
         })
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct CodeBase {
 }
 
 /// Every code base, in the order of the variants of `Source`.
-pub(crate) const ALL: [CodeBase; 7] = [
+pub(crate) const ALL: [CodeBase; 10] = [
     CodeBase {
         folder: "freebsd",
         origin: "FreeBSD, sys/x86/include/specialreg.h",
@@ -72,6 +72,24 @@ pub(crate) const ALL: [CodeBase; 7] = [
         prefixes: &[
             "MSR_NHM_", "MSR_SNB_", "MSR_IVB_", "MSR_HSW_", "MSR_SKL_", "MSR_ADL_",
         ],
+    },
+    CodeBase {
+        folder: "coreboot",
+        origin: "coreboot, src/include/cpu/{amd,intel}/msr.h, src/soc/intel/common/block/include/intelblocks/msr.h and src/soc/intel/{broadwell,skylake}/include/soc/msr.h",
+        licence: "GPL-2.0-only",
+        prefixes: &[""],
+    },
+    CodeBase {
+        folder: "bochs",
+        origin: "Bochs, cpu/msr.h and an older cpu/cpu.h",
+        licence: "LGPL-2.0-or-later",
+        prefixes: &["BX_MSR_", "BX_SVM_"],
+    },
+    CodeBase {
+        folder: "hyperplatform",
+        origin: "tandasat/HyperPlatform, HyperPlatform/ia32_type.h",
+        licence: "MIT",
+        prefixes: &["kIa32"],
     },
 ];
 
@@ -121,25 +139,15 @@ fn list(base: &CodeBase, names: &BTreeSet<(u32, String)>) -> String {
     out
 }
 
-/// Returns the constant that a line of C or Rust defines, if its value is a plain number of 32 bits. Xen
-/// writes two blanks before the name of a bit field; such a line defines no register.
+/// Returns the constant that a line of C, C++ or Rust defines, if its value is a plain number of 32 bits. Xen
+/// and coreboot write two blanks before the name of a bit field; such a line defines no register.
 fn constant<'l>(line: &'l str, base: &CodeBase) -> Option<(u32, &'l str)> {
-    let (name, value) = if let Some(rest) = line.strip_prefix("#define") {
-        let rest = rest.strip_prefix([' ', '\t'])?;
-        rest.split_once([' ', '\t'])?
-    } else {
-        let rest = line.trim().strip_prefix("pub const ")?;
-        rest.strip_suffix(';')?.split_once(": u32 = ")?
-    };
+    let (name, value, rest) = definition(line)?;
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let fits = base.prefixes.iter().any(|prefix| name.starts_with(prefix));
     if name.is_empty() || !fits || !name.bytes().all(is_name) {
         return None;
     }
-    let (value, rest) = match value.trim().split_once([' ', '\t']) {
-        Some((value, rest)) => (value, rest.trim()),
-        None => (value.trim(), ""),
-    };
     if !(rest.is_empty() || rest.starts_with("/*") || rest.starts_with("//")) {
         return None;
     }
@@ -156,13 +164,43 @@ fn constant<'l>(line: &'l str, base: &CodeBase) -> Option<(u32, &'l str)> {
     Some((index.ok()?, name))
 }
 
+/// Returns the name, the value and the rest of a line that is a `#define`, a `pub const` or an enumerator,
+/// `NAME = VALUE,`.
+fn definition(line: &str) -> Option<(&str, &str, &str)> {
+    if let Some(rest) = line.strip_prefix("#define") {
+        let rest = rest.strip_prefix([' ', '\t'])?;
+        let (name, value) = rest.split_once([' ', '\t'])?;
+        let value = value.trim();
+        let (value, rest) = value.split_once([' ', '\t']).unwrap_or((value, ""));
+        return Some((name, value, rest.trim()));
+    }
+    if let Some(rest) = line.trim().strip_prefix("pub const ") {
+        let (name, value) = rest.strip_suffix(';')?.split_once(": u32 = ")?;
+        return Some((name, value.trim(), ""));
+    }
+    let (name, rest) = line.trim().split_once('=')?;
+    let (value, rest) = rest.split_once(',')?;
+    Some((name.trim(), value.trim(), rest.trim()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn constant_is_read_from_definitions_of_registers_only() {
-        let [freebsd, .., xen, rust, virtualbox, corefreq] = &ALL;
+        let [
+            freebsd,
+            _,
+            _,
+            xen,
+            rust,
+            virtualbox,
+            corefreq,
+            coreboot,
+            bochs,
+            hyper,
+        ] = &ALL;
         for (base, line, wanted) in [
             (
                 freebsd,
@@ -225,6 +263,23 @@ mod tests {
                 None,
             ),
             (corefreq, "#define MSR_FLEX_RATIO\t0x00000194", None),
+            (
+                coreboot,
+                "#define PS_LIM_REG\t\t\t0xC0010061",
+                Some((0xc001_0061, "PS_LIM_REG")),
+            ),
+            (coreboot, "#define  PS_MAX_VAL_SHFT\t\t\t4", None),
+            (
+                bochs,
+                "  BX_MSR_PMC0             = 0x0c1,  /* PERFCTR0 */",
+                Some((0xc1, "BX_MSR_PMC0")),
+            ),
+            (bochs, "  BX_MEMTYPE_UC = 0,", None),
+            (
+                hyper,
+                "  kIa32VmxVmcsEnum = 0x48A,",
+                Some((0x48a, "kIa32VmxVmcsEnum")),
+            ),
         ] {
             assert_eq!(constant(line, base), wanted, "{line}");
         }

@@ -119,10 +119,9 @@ mod tests {
         assert!(names > 900, "{names}");
     }
 
-    /// In the register table, each name that FreeBSD, illumos, OpenVMM, Xen, the crate `x86`, VirtualBox or CoreFreq
-    /// gives to a register stands for that register. Some of these names stand for a second register, too. The
-    /// exceptions are the names that a rule of [`weed`] drops, and two names that the SDM gives to registers
-    /// of old processors.
+    /// In the register table, each name that FreeBSD or another code base gives to a register stands for that
+    /// register. Some of these names stand for a second register, too. The exceptions are the names that a
+    /// rule of [`weed`] drops, and two names that the SDM gives to registers of old processors.
     #[test]
     fn each_name_that_a_code_base_gives_to_a_register_finds_that_register_in_the_table() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");

@@ -270,6 +270,42 @@ fn by_name_finds_names_of_other_code_bases() {
         ("MSR_GIM_HV_CRASH_CTL", 0x4000_0105),
         ("MSR_SKL_UNCORE_PERF_GLOBAL_CTRL", 0xe01),
         ("MSR_HSW_EP_PMON_GLOBAL_CTRL", 0x700),
+        ("MSR_FLEX_RATIO", 0x194),
+        ("MSR_PREFETCH_CTL", 0x1a4),
+        ("MSR_EMULATE_PM_TIMER", 0x121),
+        ("MSR_PKG_POWER_SKU", 0x614),
+        ("MSR_PKG_POWER_SKU_UNIT", 0x606),
+        ("MSR_DDR_RAPL_LIMIT", 0x618),
+        ("MSR_C_STATE_LATENCY_CONTROL_0", 0x60a),
+        ("MSR_C_STATE_LATENCY_CONTROL_5", 0x635),
+        ("MSR_COUNTER_24_MHZ", 0x637),
+        ("MSR_EVICT_CTL", 0x2e0),
+        ("MSR_LT_CONTROL", 0x2e7),
+        ("MSR_PIC_MSG_CONTROL", 0x2e),
+        ("MSR_VR_MISC_CONFIG2", 0x636),
+        ("IA32_ENERGY_PERFORMANCE_BIAS", 0x1b0),
+        ("MSR_BIOS_UPGD_TRIG", 0x7a),
+        ("MSR_INTPEND", 0xc001_0055),
+        ("MSR_COFVID_STS", 0xc001_0071),
+        ("MSR_CSTATE_ADDRESS", 0xc001_0073),
+        ("PS_LIM_REG", 0xc001_0061),
+        ("PS_CTL_REG", 0xc001_0062),
+        ("PS_STS_REG", 0xc001_0063),
+        ("SMM_BASE_MSR", 0xc001_0111),
+        ("CPU_ID_FEATURES_MSR", 0xc001_1004),
+        ("CPU_ID_HYPER_EXT_FEATURES", 0xc001_100d),
+        ("BU_CFG3_MSR", 0xc001_102b),
+        ("PSP_ADDR_MSR", 0xc001_10a2),
+        ("S3_RESUME_EIP_MSR", 0xc001_10e0),
+        ("MC4_MISC0", 0x413),
+        ("BX_MSR_PERFCTR0", 0xc1),
+        ("BX_MSR_PMC0", 0xc1),
+        ("BX_MSR_IA32_USER_MSR_CTL", 0x1c),
+        ("BX_MSR_LASTINTOIP", 0x1dd),
+        ("BX_MSR_KERNELGSBASE", 0xc000_0102),
+        ("BX_SVM_HSAVE_PA_MSR", 0xc001_0117),
+        ("kIa32VmxTrueProcBasedCtls", 0x48e),
+        ("kIa32KernelGsBase", 0xc000_0102),
     ] {
         assert_eq!(one(name).index, MsrIndex::new(index), "{name}");
     }
@@ -277,6 +313,8 @@ fn by_name_finds_names_of_other_code_bases() {
     assert_eq!(by_index(MsrIndex::new(0xc000_0010)), None);
     // VirtualBox's name of the first index of a range is no name of the register that has this index.
     assert!(matches!(by_name("MSR_GIM_HV_RANGE5_FIRST"), Named::None(_)));
+    // coreboot's name of a place in the configuration of a PCI device, 0x15c, is no name of an MSR.
+    assert!(matches!(by_name("CORE_PERF_BOOST_CTRL"), Named::None(_)));
 }
 
 #[test]
@@ -306,6 +344,9 @@ fn by_name_proposes_register_for_name_with_prefix_of_other_code_base() {
         ("IA32_KERNELGSBASE", "IA32_KERNEL_GS_BASE"),
         ("MSR_TIMESTAMPCOUNTER", "IA32_TIME_STAMP_COUNTER"),
         ("FLUSH_CMD_", "IA32_FLUSH_CMD"),
+        ("BX_MSR_PLATFORM_INFO", "MSR_PLATFORM_INFO"),
+        ("SMSR_PLATFORM_INFO", "MSR_PLATFORM_INFO"),
+        ("kIa32SpecCtrl", "IA32_SPEC_CTRL"),
     ] {
         let Named::None(near) = by_name(name) else {
             panic!("{name} is a name");
@@ -316,6 +357,60 @@ fn by_name_proposes_register_for_name_with_prefix_of_other_code_base() {
         };
         assert!(alike.contains(&one(wanted)), "{name}");
     }
+}
+
+#[test]
+fn macro_with_number_proposes_register_of_that_number() {
+    for (name, index) in [
+        ("MSR_IA32_MCx_CTL(2)", 0x408),
+        ("MSR_IA32_MCx_STATUS(1)", 0x405),
+        ("MSR_IA32_MCx_CTL2(0x1f)", 0x29f),
+        ("MSR_AMD64_MCx_MASK(4)", 0xc001_0048),
+        ("MSR_IA32_MTRR_PHYSMASK(3)", 0x207),
+        ("MTRRphysBase_MSR(0)", 0x200),
+        ("MSR_RTIT_ADDR_B(1)", 0x583),
+        ("`MSR_IA32_MCx_CTL( 2 )`,", 0x408),
+    ] {
+        let meant = by_index(MsrIndex::new(index)).unwrap();
+        assert_eq!(by_name(name), Named::None(vec![meant.name]), "{name}");
+        assert_eq!(search(name), Found::Alike(vec![meant]), "{name}");
+    }
+    for name in ["MSR_IA32_MCx_CTL(x)", "MSR_IA32_MCx_CTL(99)", "(2)", "_(2"] {
+        assert_eq!(search(name).registers(), [] as [&Register; 0], "{name}");
+    }
+}
+
+#[test]
+fn search_ignores_punctuation_around_pasted_name() {
+    for text in [
+        "MSR_IA32_XSS,",
+        "`MSR_IA32_XSS`",
+        "`IA32_XSS`,",
+        "(IA32_XSS).",
+        "\"IA32_XSS\";",
+        "&MSR_IA32_XSS)",
+        "<IA32_XSS>:",
+        "0xda0,",
+    ] {
+        assert_eq!(search(text).registers(), [one("IA32_XSS")], "{text}");
+    }
+    for text in ["-0x10", "0x10..", "``", ","] {
+        assert_eq!(search(text).registers(), [] as [&Register; 0], "{text}");
+    }
+    // A policy does not take such a name, but the error proposes the right one.
+    assert_eq!(by_name("`MSR_IA32_XSS`,"), Named::None(vec!["IA32_XSS"]));
+}
+
+#[test]
+fn suggestions_have_each_shared_name_once() {
+    let Named::None(near) = by_name("MSR_P4_LASTBRANCH_3") else {
+        panic!("MSR_P4_LASTBRANCH_3 is a name");
+    };
+    assert!(near.contains(&"MSR_LASTBRANCH_3"), "{near:?}");
+    let mut once = near.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), near.len(), "{near:?}");
 }
 
 #[test]

@@ -29,11 +29,14 @@ pub(super) enum Source {
     RustX86,
     VirtualBox,
     CoreFreq,
+    Coreboot,
+    Bochs,
+    HyperPlatform,
 }
 
 impl Source {
     /// The code bases, in the order of [`code_bases::ALL`].
-    pub(super) const CODE: [Self; 7] = [
+    pub(super) const CODE: [Self; 10] = [
         Self::FreeBsd,
         Self::Illumos,
         Self::OpenVmm,
@@ -41,6 +44,9 @@ impl Source {
         Self::RustX86,
         Self::VirtualBox,
         Self::CoreFreq,
+        Self::Coreboot,
+        Self::Bochs,
+        Self::HyperPlatform,
     ];
 }
 

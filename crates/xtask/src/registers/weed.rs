@@ -13,7 +13,7 @@ struct Rule {
     why: &'static str,
 }
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 11] = [
     Rule {
         source: Source::Linux,
         matches: |name| {
@@ -62,6 +62,16 @@ const RULES: [Rule; 9] = [
         source: Source::VirtualBox,
         matches: |name| name.starts_with("MSR_GIM_HV_RANGE"),
         why: "the first index of a range, whose register has a name of its own",
+    },
+    Rule {
+        source: Source::Coreboot,
+        matches: |name| name.ends_with("_SHIFT"),
+        why: "the place of a field: PKG_POWER_LIMIT_TIME_SHIFT is 17",
+    },
+    Rule {
+        source: Source::Coreboot,
+        matches: |name| name == "CORE_PERF_BOOST_CTRL",
+        why: "an offset of a PCI device: the register at 0x15c of D18F4 is no MSR",
     },
 ];
 

@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 
 use super::super::{Group, Register, all, group, groups};
-use super::alike::alike;
+use super::alike::{alike, pasted};
 use super::{Named, by_name};
 use crate::nearest::meant;
 use crate::selector::index_readings;
@@ -27,7 +27,8 @@ pub enum Found {
         exact: usize,
     },
     /// No register has the name, but these registers have it if the parts that code bases add, such
-    /// as `X86X_MSR_`, are left out. They are sorted by index.
+    /// as `X86X_MSR_`, are left out, or the number of a macro is put into its place. They are sorted by
+    /// index.
     Alike(Vec<&'static Register>),
     /// No register matches the text. The list has similar names, closest first, and may be empty.
     Nothing(Vec<&'static str>),
@@ -52,10 +53,11 @@ impl Found {
 
 /// Looks up what a person types: a group (`@mtrr`), an index in any spelling (`0x8b`, `139`, `8Bh`,
 /// `MSR0000_008B`), a name, a name in another code base's style (`Core::X86::Msr::HWCR`), or words
-/// that all occur in a name or in the summary.
+/// that all occur in a name or in the summary. Punctuation around the text, which is pasted with it from
+/// prose or code, does not count.
 #[must_use]
 pub fn search(query: &str) -> Found {
-    let query = query.trim();
+    let query = pasted(query);
     if query.starts_with('@') {
         if let Some(group) = group(query) {
             return Found::Group(group);

@@ -53,7 +53,7 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     keys.map(Shape::of).collect()
 });
 
-/// Returns names close to `name`, one for each register: first the names that are equal if the
+/// Returns names close to `name`, one for each register, and each name once: first the names that are equal if the
 /// parts that code bases add are left out. If there are none, the names with the smallest edit
 /// distance, closest first.
 pub(super) fn close_to(name: &str) -> Vec<&'static str> {
@@ -67,9 +67,11 @@ pub(super) fn close_to(name: &str) -> Vec<&'static str> {
         if found.len() == SUGGESTIONS {
             break;
         }
-        if !rows.contains(&row) {
+        let close = name_at((row, nth));
+        let is_shared = found.iter().any(|name| name.eq_ignore_ascii_case(close));
+        if !rows.contains(&row) && !is_shared {
             rows.push(row);
-            found.push(name_at((row, nth)));
+            found.push(close);
         }
     }
     found
