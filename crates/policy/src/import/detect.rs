@@ -73,7 +73,7 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
 
 /// Returns true for a text in UTF-16: it has a byte order mark, or each of its first letters has a
 /// zero byte.
-pub(super) fn is_utf_16(bytes: &[u8]) -> bool {
+pub(crate) fn is_utf_16(bytes: &[u8]) -> bool {
     let is_text = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     match *bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
