@@ -65,6 +65,8 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
         }
         Ok(keys) if keys.message.is_some() => Ok(Format::KernelLog),
         Ok(_) if firecracker::is_of_arm(bytes) => Ok(Format::Firecracker),
+        // Other tools than the journal put a kernel's messages into JSON, too.
+        Ok(_) if kernel_log::first_message(bytes).is_some() => Ok(Format::KernelLog),
         Ok(_) => Err(ImportError::UnknownFormat),
         Err(_) if is_journal(bytes) => Ok(Format::KernelLog),
         Err(_) => Ok(by_text(bytes)),

@@ -24,12 +24,15 @@ struct Language {
     option: &'static str,
     /// Beginnings of lines by which a text of this language is recognized, whoever wrote the text.
     starts: &'static [&'static str],
+    /// An operator that other languages here do not have.
+    operator: &'static str,
 }
 
 static LANGUAGES: [Language; 2] = [
     Language {
         head: ("/* Made by msrgate compile --format c", ". */"),
         last: "#endif",
+        operator: "->",
         name: "C",
         option: "compile --format c",
         starts: &[
@@ -40,6 +43,7 @@ static LANGUAGES: [Language; 2] = [
     Language {
         head: ("// Made by msrgate compile --format rust", "."),
         last: "];",
+        operator: "::",
         name: "Rust",
         option: "compile --format rust",
         starts: &[
@@ -98,7 +102,10 @@ pub(super) fn foreign(bytes: &[u8]) -> Option<ImportError> {
         return None;
     }
     let lines_of = |language: &Language| {
-        let is_of_it = |line: &str| language.starts.iter().any(|start| line.starts_with(start));
+        let is_of_it = |line: &str| {
+            line.contains(language.operator)
+                || language.starts.iter().any(|start| line.starts_with(start))
+        };
         lines(bytes)
             .filter(|(_, line)| is_of_it(line.trim_start()))
             .count()

@@ -46,7 +46,8 @@ fn import_of_log_reads_every_message_of_line() {
             vec![(0x1a6, WRITE_REFUSED), (0x1c9, WRITE_REFUSED)],
         ),
     ] {
-        let imported = log(&format!("{text}\n"));
+        let imported = import(format!("{text}\n").as_bytes(), None).unwrap();
+        assert_eq!(imported.format, Format::KernelLog);
         let wanted: Vec<(u32, [Option<Action>; 2])> = wanted;
         let of = |draft: &Draft| (draft.msrs.first().get(), draft.actions.clone());
         assert_eq!(
