@@ -24,15 +24,15 @@ struct Language {
     option: &'static str,
     /// Beginnings of lines by which a text of this language is recognized, whoever wrote the text.
     starts: &'static [&'static str],
-    /// An operator that other languages here do not have.
-    operator: &'static str,
+    /// A text within lines of this language that lines of the other do not have.
+    within: &'static str,
 }
 
 static LANGUAGES: [Language; 2] = [
     Language {
         head: ("/* Made by msrgate compile --format c", ". */"),
         last: "#endif",
-        operator: "->",
+        within: "struct kvm_",
         name: "C",
         option: "compile --format c",
         starts: &[
@@ -43,7 +43,7 @@ static LANGUAGES: [Language; 2] = [
     Language {
         head: ("// Made by msrgate compile --format rust", "."),
         last: "];",
-        operator: "::",
+        within: "::",
         name: "Rust",
         option: "compile --format rust",
         starts: &[
@@ -103,7 +103,7 @@ pub(super) fn foreign(bytes: &[u8]) -> Option<ImportError> {
     }
     let lines_of = |language: &Language| {
         let is_of_it = |line: &str| {
-            line.contains(language.operator)
+            line.contains(language.within)
                 || language.starts.iter().any(|start| line.starts_with(start))
         };
         lines(bytes)

@@ -199,13 +199,12 @@ enum Form {
 /// Parses `unhandled rdmsr: 0x1c9`, `unhandled wrmsr(0x1d9) = 0x1`, and messages of that form. A
 /// report that was copied by hand may lack the colon.
 fn by_index(before: &str, access: Access, after: &str) -> Option<Message> {
-    let (form, text) = match after.strip_prefix('(') {
-        Some(index) => (Form::Call, index),
-        None => {
-            let index = after.strip_prefix(':').unwrap_or(after);
-            let is_apart = index.len() < after.len() || index.starts_with(char::is_whitespace);
-            (Form::Colon, is_apart.then(|| index.trim_start())?)
-        }
+    let (form, text) = if let Some(index) = after.strip_prefix('(') {
+        (Form::Call, index)
+    } else {
+        let index = after.strip_prefix(':').unwrap_or(after);
+        let is_apart = index.len() < after.len() || index.starts_with(char::is_whitespace);
+        (Form::Colon, is_apart.then(|| index.trim_start())?)
     };
     let wording = wording(before.trim_end(), form)?;
     let (index, rest) = match index(text) {

@@ -250,6 +250,10 @@ fn import_error_for_source_code_that_compile_did_not_write_names_language() {
             "// filter\nuse kvm_bindings::*;\npub fn filter() {\n    let a = 1;\n}\n",
             "this Rust is not what `compile --format rust` writes",
         ),
+        (
+            "vm.set_msr_filter(\n    MsrFilterDefaultAction::ALLOW,\n)?;\n",
+            "this Rust is not what `compile --format rust` writes",
+        ),
         ("0x10\n", "the file is not a filter as `compile` writes it"),
     ] {
         let error = import(source.as_bytes(), Some(Format::Compiled))
