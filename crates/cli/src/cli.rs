@@ -333,7 +333,7 @@ pub(crate) enum FromArg {
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them in
+    /// The filter that `compile` wrote as JSON, C or Rust (no other source code), or the bytes of the ioctl, also as `hexdump`, `xxd` or `od` print them in
     /// hexadecimal or octal numbers
     Compiled,
     /// A compiled policy as a program, with its answers

@@ -40,6 +40,8 @@ use crate::policy::Settings;
 
 use drafts::Drafts;
 
+pub(crate) use detect::is_utf_16;
+
 pub use compiled::{compiled_filter, is_compiled_filter};
 pub use draft::{Draft, Gap, Loss, LossKind, Scope};
 pub use print::print;
@@ -205,7 +207,7 @@ impl std::error::Error for ImportError {}
 /// format. In line-based formats, a line that cannot be read causes a remark, and so does a last
 /// line that may be cut off.
 pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
-    if detect::is_utf_16(bytes) {
+    if is_utf_16(bytes) {
         return Err(ImportError::Bytes(
             "the file is text in UTF-16; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`"
                 .to_owned(),
@@ -220,7 +222,15 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
         Format::KernelLog => read_lines(bytes, kernel_log::read, kernel_log::is_whole),
         Format::Firecracker => firecracker::read(bytes)?,
         Format::FirecrackerList => read_lines(bytes, firecracker::read_list, firecracker::is_whole),
-        Format::MsrSafe => read_lines(bytes, msr_safe::read, msr_safe::is_whole),
+        Format::MsrSafe => {
+            if let Some(line) = msr_safe::head_of_csrs(bytes) {
+                return Err(ImportError::value(
+                    format!("line {line}"),
+                    "this is the head of a list of CSRs, registers in the configuration space of PCI, and a policy is about MSRs; import the MSRs alone",
+                ));
+            }
+            read_lines(bytes, msr_safe::read, msr_safe::is_whole)
+        }
         Format::Compiled => compiled::read(bytes)?,
         Format::Program => program::read(bytes)?,
     };
@@ -232,7 +242,7 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
 }
 
 /// Returns a text without the mark that some editors put before a text in UTF-8.
-fn without_mark(bytes: &[u8]) -> &[u8] {
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 

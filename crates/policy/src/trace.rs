@@ -19,6 +19,7 @@ mod fields;
 mod graph;
 mod json;
 mod lines;
+mod mail;
 mod replay;
 mod task;
 mod tasks;

@@ -90,6 +90,9 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
     if emitted::is_emitted(bytes) {
         return emitted::read(bytes);
     }
+    if let Some(error) = emitted::foreign(bytes) {
+        return Err(error);
+    }
     let document: Document =
         serde_json::from_slice(bytes).map_err(|error| wrong_json(bytes, &error))?;
     Ok(Compiled {

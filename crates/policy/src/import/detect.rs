@@ -65,6 +65,8 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
         }
         Ok(keys) if keys.message.is_some() => Ok(Format::KernelLog),
         Ok(_) if firecracker::is_of_arm(bytes) => Ok(Format::Firecracker),
+        // Other tools than the journal put a kernel's messages into JSON, too.
+        Ok(_) if kernel_log::first_message(bytes).is_some() => Ok(Format::KernelLog),
         Ok(_) => Err(ImportError::UnknownFormat),
         Err(_) if is_journal(bytes) => Ok(Format::KernelLog),
         Err(_) => Ok(by_text(bytes)),
@@ -73,7 +75,7 @@ fn json(bytes: &[u8]) -> Result<Format, ImportError> {
 
 /// Returns true for a text in UTF-16: it has a byte order mark, or each of its first letters has a
 /// zero byte.
-pub(super) fn is_utf_16(bytes: &[u8]) -> bool {
+pub(crate) fn is_utf_16(bytes: &[u8]) -> bool {
     let is_text = |byte: u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     match *bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,

@@ -57,6 +57,8 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Gap {
+    /// A line that seems to be about an MSR could not be read, and was skipped.
+    Skipped,
     /// The file is a kernel's log, which says that messages are missing from it.
     LostMessages,
     /// A part of the file was cut off or overwritten: the last line has no line feed, and was not

@@ -107,6 +107,13 @@ impl Drafts {
         self.remark(LossKind::LeftOut, line, &what.into());
     }
 
+    /// Adds a remark about a line that cannot be read. The policy may lack what the line says, so the
+    /// file counts as incomplete.
+    pub(super) fn skip(&mut self, line: usize, what: impl Into<String>) {
+        self.lose(Some(line), what);
+        self.lacks(Gap::Skipped);
+    }
+
     /// Adds a remark about a part of the file that the policy has, or that needs no entry.
     pub(super) fn note(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.remark(LossKind::Note, line, &what.into());

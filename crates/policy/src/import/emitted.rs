@@ -18,16 +18,46 @@ struct Language {
     head: (&'static str, &'static str),
     /// The last line of a file in this language, which occurs once in the file.
     last: &'static str,
+    /// The name of the language.
+    name: &'static str,
+    /// The option of `compile` for this language.
+    option: &'static str,
+    /// Beginnings of lines by which a text of this language is recognized, whoever wrote the text.
+    starts: &'static [&'static str],
+    /// A text within lines of this language that lines of the other do not have.
+    within: &'static str,
 }
 
 static LANGUAGES: [Language; 2] = [
     Language {
         head: ("/* Made by msrgate compile --format c", ". */"),
         last: "#endif",
+        within: "struct kvm_",
+        name: "C",
+        option: "compile --format c",
+        starts: &[
+            "#include", "#define", "#if", "#pragma", "struct ", "static ", "typedef ", "enum ",
+            "const ", "int ", "void ",
+        ],
     },
     Language {
         head: ("// Made by msrgate compile --format rust", "."),
         last: "];",
+        within: "::",
+        name: "Rust",
+        option: "compile --format rust",
+        starts: &[
+            "use ",
+            "pub ",
+            "fn ",
+            "mod ",
+            "impl ",
+            "let ",
+            "#[",
+            "#![",
+            "const fn ",
+            "static mut ",
+        ],
     },
 ];
 
@@ -63,6 +93,35 @@ fn language(bytes: &[u8]) -> Option<&'static Language> {
         let start = language.head.0.as_bytes();
         bytes.starts_with(start) || !bytes.is_empty() && start.starts_with(bytes)
     })
+}
+
+/// Returns the error for a text that is not JSON either, and that `compile` did not write. The error
+/// quotes nothing of the text, which may be a secret.
+pub(super) fn foreign(bytes: &[u8]) -> Option<ImportError> {
+    if bytes.trim_ascii().is_empty() || bytes.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let lines_of = |language: &Language| {
+        let is_of_it = |line: &str| {
+            line.contains(language.within)
+                || language.starts.iter().any(|start| line.starts_with(start))
+        };
+        lines(bytes)
+            .filter(|(_, line)| is_of_it(line.trim_start()))
+            .count()
+    };
+    let language = LANGUAGES
+        .iter()
+        .rev()
+        .max_by_key(|language| lines_of(language));
+    let what = match language.filter(|language| lines_of(language) > 0) {
+        Some(Language { name, option, .. }) => format!("this {name} is not what `{option}` writes"),
+        None => {
+            "the file is not a filter as `compile` writes it, in JSON, C, Rust or bytes".to_owned()
+        }
+    };
+    let advice = "import reads no other source code; name the MSRs in a policy, or import the bytes that a VMM passes to KVM_X86_SET_MSR_FILTER";
+    Some(ImportError::Bytes(format!("{what}; {advice}")))
 }
 
 /// Returns the processor that the first line names, or an empty text if it names none. `None`: the

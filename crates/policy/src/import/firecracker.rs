@@ -305,12 +305,12 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
                     drafts.note(Some(number), what);
                 }
             }
-            Some(Err(_)) => drafts.lose(
-                Some(number),
+            Some(Err(_)) => drafts.skip(
+                number,
                 "an MSR index has at most 32 bits; the line was skipped",
             ),
-            None => drafts.lose(
-                Some(number),
+            None => drafts.skip(
+                number,
                 "this line is not `0xADDRESS,0xVALUE` or `0xADDRESS,implemented,0xVALUE` and was skipped",
             ),
         }

@@ -24,6 +24,8 @@ struct Entry {
 enum Line {
     Entry(Entry),
     Nothing,
+    /// The index has more than 32 bits.
+    TooWide,
     Unreadable,
 }
 
@@ -53,6 +55,21 @@ fn is_header(line: &str) -> bool {
     comment.is_some_and(|text| text.to_ascii_lowercase().contains("write mask"))
 }
 
+/// Returns the number of the first line that heads a list of CSRs, `# CSR # Write Mask # Comment`.
+/// These registers are in the configuration space of PCI, and their numbers are no MSRs.
+pub(super) fn head_of_csrs(bytes: &[u8]) -> Option<usize> {
+    let is_of_csrs = |line: &str| {
+        let text = commented(line).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let is_csr = words
+            .next()
+            .is_some_and(|word| word.eq_ignore_ascii_case("csr"));
+        is_csr && (is_header(line) || words.next().is_none())
+    };
+    let found = lines(bytes).find(|(_, line)| is_of_csrs(line));
+    found.map(|(number, _)| number)
+}
+
 /// Returns the text after the `#` if a line is a comment.
 fn commented(line: &str) -> Option<&str> {
     let line = line.trim_start();
@@ -72,11 +89,15 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
         match parse(&line) {
             Line::Nothing => {}
             Line::Unreadable => {
-                drafts.lose(
-                    Some(number),
+                drafts.skip(
+                    number,
                     "this line is not `0xINDEX 0xMASK # COMMENT` and was skipped",
                 );
             }
+            Line::TooWide => drafts.skip(
+                number,
+                "an MSR index has at most 32 bits; the line was skipped",
+            ),
             Line::Entry(entry) => match entries.get_mut(&entry.index) {
                 Some((first, before)) => {
                     let index = entry.index;
@@ -162,9 +183,9 @@ fn parse(line: &str) -> Line {
         Some((number, "")) => Some(number),
         _ => None,
     };
-    let index = number(first).and_then(|index| u32::try_from(index).ok());
-    match (index, number(second)) {
-        (Some(index), Some(writable)) => Line::Entry(Entry {
+    match (number(first).map(u32::try_from), number(second)) {
+        (Some(Err(_)), Some(_)) => Line::TooWide,
+        (Some(Ok(index)), Some(writable)) => Line::Entry(Entry {
             index: MsrIndex::new(index),
             writable,
             comment: comment.trim().trim_matches('"').to_owned(),

@@ -44,6 +44,9 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     }
     text.push_str(match imported.gap {
         None => "",
+        Some(Gap::Skipped) => {
+            "# A line of the file could not be read, so this policy may lack registers.\n"
+        }
         Some(Gap::LostMessages) => {
             "# The log says that it lacks messages, so this policy may lack registers.\n"
         }

@@ -1,5 +1,6 @@
 mod dumps;
 mod ioctl;
+mod logs;
 mod reports;
 
 use msrgate_filter::{
@@ -272,7 +273,7 @@ fn import_with_given_format_skips_detection() {
     assert_eq!((forced.entries.len(), forced.losses.len()), (0, 1));
     assert!(matches!(
         import(log, Some(Format::Compiled)),
-        Err(ImportError::Json(_))
+        Err(ImportError::Bytes(_))
     ));
 }
 

@@ -1,17 +1,23 @@
 //! Reads a trace as a stream of lines, in a constant amount of memory.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind};
 
 use memchr::memchr;
 
-use super::{Line, Task, parse_line, task};
+use super::{Line, Task, mail, task};
+use crate::import::{is_utf_16, without_mark};
 
 /// The maximum length of a line in bytes: 64 KiB. Longer lines are unreadable.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// The maximum length in bytes of a line that may be a part of a wrapped event.
 const MAX_WRAPPED: usize = 1 << 10;
+
+/// The message for a trace that Windows, or a program on Windows, has written in UTF-16.
+const UTF_16: &str =
+    "the trace is text in UTF-16; convert it to UTF-8, for example by `iconv -f UTF-16 -t UTF-8`";
 
 /// The number of a line in its trace, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +85,8 @@ impl<R: BufRead> Lines<R> {
     /// wrapped into two lines has the number of the first; the second has no content.
     ///
     /// # Errors
-    /// Returns the error of `from` if the trace cannot be read.
+    /// Returns the error of `from` if the trace cannot be read, and an error of the kind
+    /// [`ErrorKind::InvalidData`] if the trace is text in UTF-16.
     pub fn next_line(&mut self) -> io::Result<Option<(LineNumber, Line)>> {
         let next = match self.ahead.take() {
             Some(ahead) => Some(ahead),
@@ -91,13 +98,11 @@ impl<R: BufRead> Lines<R> {
         if parsed.line == Line::Unreadable && !parsed.text.is_empty() {
             let second = self.read()?;
             self.ahead = second.map(|(number, second)| {
-                let joined = [&parsed.text[..], b" ", &second.text[..]].concat();
-                let line = parse_line(&joined);
                 if second.line != Line::CutOff
-                    && matches!(line, Line::Access(_))
                     && second.continues(&parsed)
+                    && let Some((line, text)) = mail::joined(&parsed.text, &second.text)
                 {
-                    parsed = Parsed { line, text: joined };
+                    parsed = Parsed { line, text };
                     let line = Line::Nothing;
                     return (
                         number,
@@ -134,10 +139,18 @@ impl<R: BufRead> Lines<R> {
             if buffered.is_empty() && self.part.is_empty() {
                 return Ok(None);
             }
+            if self.bytes == 0 && is_utf_16(buffered) {
+                return Err(io::Error::new(ErrorKind::InvalidData, UTF_16));
+            }
             let end = memchr(b'\n', buffered);
             let found = &buffered[..end.unwrap_or(buffered.len())];
             let is_whole = end.is_some() || buffered.is_empty();
             let taken = found.len() + usize::from(end.is_some());
+            let found = if self.bytes == 0 {
+                without_mark(found)
+            } else {
+                found
+            };
             let line = if is_whole && self.part.is_empty() {
                 Some(kept(found, End::LineFeed, &mut text))
             } else {
@@ -177,7 +190,8 @@ impl Parsed {
             Line::Access(_) => {
                 let is_head =
                     memchr(b'[', &first.text).is_some() && memchr(b':', &first.text).is_none();
-                is_head && starts(self.text.trim_ascii()) && task::of_line(&self.text).is_none()
+                let text = mail::unquoted(self.text.trim_ascii());
+                is_head && starts(text) && task::of_line(&self.text).is_none()
             }
             Line::Unreadable => true,
             _ => false,
@@ -185,11 +199,11 @@ impl Parsed {
     }
 }
 
-/// Parses a line, and copies it to `text` if it is an access or may be wrapped.
+/// Parses a line, and copies its text to `text` if the line is an access or may be wrapped.
 fn kept(line: &[u8], end: End, text: &mut Vec<u8>) -> Line {
-    let parsed = match end {
+    let (parsed, plain) = match end {
         End::LineFeed => bounded(line),
-        End::Nothing => without_end(line),
+        End::Nothing => (without_end(line), Cow::Borrowed(line)),
     };
     let is_kept = match parsed {
         Line::Access(_) | Line::Deflected(_) => true,
@@ -197,23 +211,23 @@ fn kept(line: &[u8], end: End, text: &mut Vec<u8>) -> Line {
         _ => false,
     };
     if is_kept {
-        text.extend_from_slice(line);
+        text.extend_from_slice(&plain);
     }
     parsed
 }
 
-fn bounded(line: &[u8]) -> Line {
+fn bounded(line: &[u8]) -> (Line, Cow<'_, [u8]>) {
     if line.len() > MAX_LINE_BYTES {
-        Line::Unreadable
+        (Line::Unreadable, Cow::Borrowed(line))
     } else {
-        parse_line(line)
+        mail::parse(line)
     }
 }
 
 /// Parses the last line, which has no line feed. A JSON object is read all the same, because its
 /// closing brace shows that the object is whole.
 fn without_end(line: &[u8]) -> Line {
-    match bounded(line) {
+    match bounded(line).0 {
         Line::Nothing => Line::Nothing,
         said if said != Line::Unreadable && line.trim_ascii_start().starts_with(b"{") => said,
         _ => Line::CutOff,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use memchr::memmem;
 
+use super::mail;
 use super::text::decimal;
 
 /// The task that a line of a trace names. Tools differ in the parts of a task that they print.
@@ -70,7 +71,7 @@ enum Vm<'l> {
 
 /// Returns the task that a line of an access names.
 pub(super) fn of_line(line: &[u8]) -> Option<Task<'_>> {
-    let line = line.trim_ascii();
+    let line = mail::unquoted(line.trim_ascii());
     if line.starts_with(b"{") {
         let keys: Keys<'_> = serde_json::from_slice(line).ok()?;
         let (name, vm) = match keys.vm {

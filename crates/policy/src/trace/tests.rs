@@ -1,3 +1,4 @@
+mod mail;
 mod tools;
 
 use std::io::BufReader;

@@ -9,6 +9,7 @@ use memchr::{memchr_iter, memmem};
 use msrgate_filter::Access;
 
 use super::fields::{kvm_msr, of_perf_trace};
+use super::mail::unquoted;
 use super::{Line, graph};
 
 /// Parses a line without leading and trailing blanks.
@@ -43,14 +44,6 @@ pub(super) fn parse(line: &[u8]) -> Line {
         Some(_) => Line::Unreadable,
         None => without_time(line),
     }
-}
-
-/// Returns a line without the marks of a quoted mail.
-fn unquoted(mut line: &[u8]) -> &[u8] {
-    while let Some(rest) = line.strip_prefix(b">") {
-        line = rest.trim_ascii_start();
-    }
-    line
 }
 
 /// Parses a line in which no time stands before a colon: of `perf trace`, of the tracer

@@ -118,6 +118,12 @@ static ROWS: [Row; 27] = {
 
 /// Returns the result of the access that a message is about.
 pub(super) fn got(message: &Message) -> Got {
+    // The kernel always prints the value, so a text without it is no message of the kernel as a
+    // whole, and shows nothing about the kernel's version.
+    let is_write_of_call = message.wording == Wording::Call && message.access == Access::Write;
+    if is_write_of_call && message.value.is_none() {
+        return Got::Unknown;
+    }
     let matches = |row: &&Row| {
         row.wording == message.wording
             && row.access.is_none_or(|access| access == message.access)
@@ -126,6 +132,32 @@ pub(super) fn got(message: &Message) -> Got {
     };
     let row = ROWS.iter().find(matches);
     row.map_or(Got::Unknown, |row| row.got)
+}
+
+/// The registers that KVM handles for every guest and in every version, so that no message can call
+/// them unknown. Where `access` is not `None`, KVM handles that direction only. A number that a log
+/// or a person has cut often names one of them: `0x12` of `0x122`.
+#[rustfmt::skip]
+static KNOWN: [(RangeInclusive<u32>, Option<Access>, &str); 9] = [
+    (0x0..=0x1, Some(Access::Read), "answers reads of this register"), // x86.c, kvm_get_msr_common: P5_MC_ADDR, P5_MC_TYPE
+    (0x10..=0x10, None, "has this register"), // vmx.c and svm.c, later x86.c: TSC
+    (0x11..=0x12, None, "has this register"), // x86.c: the clock of KVM
+    (0x17..=0x17, Some(Access::Read), "answers reads of this register"), // x86.c: PLATFORM_ID
+    (0x1b..=0x1b, None, "has this register"), // x86.c: APICBASE
+    (0x8b..=0x8b, Some(Access::Read), "answers reads of this register"), // x86.c: UCODE_REV
+    (0x174..=0x176, None, "has this register"), // vmx.c and svm.c: SYSENTER
+    (0x277..=0x277, None, "has this register"), // x86.c, later mtrr.c: PAT
+    (0xc000_0080..=0xc000_0080, None, "has this register"), // x86.c: EFER
+];
+
+/// Returns the reason for which KVM cannot have printed a message about an unknown register, if
+/// KVM knows the register. A guest's kernel prints messages about any register.
+pub(super) fn known(message: &Message) -> Option<&'static str> {
+    let matches = |(msrs, access, _): &&(RangeInclusive<u32>, Option<Access>, _)| {
+        msrs.contains(&message.index.get()) && access.is_none_or(|one| one == message.access)
+    };
+    let row = KNOWN.iter().find(matches)?;
+    (message.wording != Wording::Guest).then_some(row.2)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::message::{self, Message, OF_GUEST, is_of_kvm};
+use super::message::{self, Messages, OF_GUEST, is_of_kvm};
 
 /// The maximum number of lines into which a message may be wrapped.
 const WRAPPED: usize = 3;
@@ -15,8 +15,8 @@ pub(super) struct Entry {
     /// The number of the line, counted from 1.
     pub(super) number: usize,
     pub(super) text: String,
-    /// The message that begins in this line.
-    pub(super) message: Option<Message>,
+    /// The messages that begin in this line.
+    pub(super) messages: Messages,
 }
 
 /// An object of `journalctl -o json`.
@@ -35,9 +35,9 @@ pub(super) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
     std::iter::from_fn(move || {
         let (number, text) = rest.pop_front().or_else(|| lines.next())?;
         let mut joined = text.clone();
-        let mut message = message::parse(&text);
+        let mut messages = message::parse(&text);
         let mut used = 0;
-        while is_beginning(&text) && is_open(message) && used + 1 < WRAPPED {
+        while is_beginning(&text) && is_open(&joined, &messages) && used + 1 < WRAPPED {
             if rest.len() == used {
                 rest.extend(lines.next());
             }
@@ -47,12 +47,17 @@ pub(super) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
             joined = format!("{} {next}", joined.trim_end());
             used += 1;
             let of_both = message::parse(&joined);
-            // A message without its value stays, unless the next line has the value.
-            if message.is_some() && of_both == message {
+            // A message without its value stays, unless the next line has the value, or the rest of
+            // a further message of KVM. Lines that are no log may have a message's words, too.
+            let is_further = of_both.read.len() > messages.read.len();
+            if !messages.read.is_empty() && of_both.read == messages.read
+                || is_further && !is_begun(&text, &messages)
+                || of_both.has_unread
+            {
                 break;
             }
-            if of_both.is_some() {
-                message = of_both;
+            if !of_both.read.is_empty() {
+                messages = of_both;
                 rest.drain(..used);
                 used = 0;
             }
@@ -60,16 +65,23 @@ pub(super) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
         Some(Entry {
             number,
             text,
-            message,
+            messages,
         })
     })
 }
 
 /// Returns true if a message, or the value of its write, may be on the next line.
-fn is_open(message: Option<Message>) -> bool {
-    message.is_none_or(|message| {
-        message.access == msrgate_filter::Access::Write && message.value.is_none()
-    })
+fn is_open(text: &str, messages: &Messages) -> bool {
+    let is_without_value = messages
+        .read
+        .last()
+        .is_some_and(|last| last.access == msrgate_filter::Access::Write && last.value.is_none());
+    is_without_value || is_begun(text, messages)
+}
+
+/// Returns true if a further message may begin in a text, behind the messages that were read.
+fn is_begun(text: &str, messages: &Messages) -> bool {
+    messages.read.is_empty() || is_beginning(text.get(messages.end..).unwrap_or_default())
 }
 
 fn is_beginning(text: &str) -> bool {

@@ -15,21 +15,21 @@ macro_rules! file {
 }
 
 /// Returns the read and write actions of each entry of an imported file, by index.
-fn entries_of(bytes: &[u8]) -> Vec<(u32, [Option<Action>; 2])> {
+pub(super) fn entries_of(bytes: &[u8]) -> Vec<(u32, [Option<Action>; 2])> {
     let imported = import(bytes, None).unwrap();
     let of = |draft: &Draft| (draft.msrs.first().get(), draft.actions.clone());
     imported.entries.iter().map(of).collect()
 }
 
 /// Returns the remarks of an imported file.
-fn remarks_of(bytes: &[u8]) -> Vec<String> {
+pub(super) fn remarks_of(bytes: &[u8]) -> Vec<String> {
     let imported = import(bytes, None).unwrap();
     imported.losses.iter().map(ToString::to_string).collect()
 }
 
-const READ_REFUSED: [Option<Action>; 2] = [Some(Action::Deny), None];
-const WRITE_REFUSED: [Option<Action>; 2] = [None, Some(Action::Deny)];
-const WRITE_LEFT: [Option<Action>; 2] = [None, Some(Action::Allow)];
+pub(super) const READ_REFUSED: [Option<Action>; 2] = [Some(Action::Deny), None];
+pub(super) const WRITE_REFUSED: [Option<Action>; 2] = [None, Some(Action::Deny)];
+pub(super) const WRITE_LEFT: [Option<Action>; 2] = [None, Some(Action::Allow)];
 
 /// KVM prints `Unhandled WRMSR(x) = v` also for writes that succeed without effect.
 #[test]
@@ -103,11 +103,11 @@ fn import_of_log_does_not_call_write_dropped_if_kvm_may_keep_one_of_its_bits() {
 /// A line about an MSR that msrgate cannot read gets a remark, whether or not the log has other
 /// lines.
 #[test]
-fn import_of_log_names_line_without_colon_and_no_line_of_call_trace() {
+fn import_of_log_names_line_with_other_sign_and_no_line_of_call_trace() {
     let known = "[1.0] kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n";
     for (line, is_named) in [
         (
-            "[1.1] kvm: 23090: cpu0 unhandled wrmsr 0x391 data 2000000f",
+            "[1.1] kvm: 23090: cpu0 unhandled wrmsr=0x391 data 2000000f",
             true,
         ),
         ("[1.1] kvm [1]: vcpu0 ignored rdmsr=0x391", true),
