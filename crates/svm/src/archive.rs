@@ -96,27 +96,10 @@ fn entry(archive: &[u8], at: usize) -> Option<(&[u8], &[u8], usize)> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::format;
-    use std::vec::Vec;
+mod tests {
+    use msrgate_emulated::archive;
 
     use super::*;
-
-    /// Makes an archive of these files.
-    pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (name, file) in files.iter().chain(&[("TRAILER!!!", &b""[..])]) {
-            let (size, name_size) = (file.len(), name.len() + 1);
-            let z = "00000000";
-            let fields =
-                format!("070701{z}{z}{z}{z}{z}{z}{size:08x}{z}{z}{z}{z}{name_size:08x}{z}{name}\0");
-            bytes.extend(fields.bytes());
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes.extend_from_slice(file);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-        bytes
-    }
 
     #[test]
     fn files_are_found_by_name() {

@@ -1,5 +1,5 @@
-//! What the hypervisor says: JSON lines on QEMU's isa-debugcon. The guest's serial port stays the guest's; only
-//! an error that ends the machine is said there too, since a user may have no debug console.
+//! The hypervisor's output: JSON lines on QEMU's debug console (isa-debugcon). The serial port belongs to the guest; the
+//! hypervisor writes there only the error that ends the machine, since a user may have no debug console.
 
 use core::fmt::{self, Write as _};
 

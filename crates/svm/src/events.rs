@@ -1,5 +1,5 @@
-//! What the hypervisor says, as JSON lines: events, in the same shape as those of the gate and of `msrgate
-//! exec`, and the lines of the hypervisor itself, which have `svm` in place of `msr`.
+//! The form of the hypervisor's output, JSON lines: an event has the keys of an event of the gate, with `ticks` in
+//! place of a time, and a line of the hypervisor itself has the key `svm`.
 
 use core::fmt;
 

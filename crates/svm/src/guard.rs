@@ -55,8 +55,9 @@ pub const REPLACE: MsrIndex = MsrIndex::new(0x4d53_5247);
 pub struct Guard {
     vm: Vm,
     responder: Arc<Responder>,
-    /// The accesses of which an event was written because they were the first.
-    seen: BTreeSet<(MsrIndex, Access)>,
+    /// The kinds of accesses of which an event was written because they were the first under the current program:
+    /// MSR, direction, and true for refused ones.
+    seen: BTreeSet<(MsrIndex, Access, bool)>,
 }
 
 /// The guard of one processor.
@@ -111,6 +112,7 @@ impl Guard {
     /// [`GuardError`]. The old program then stays in force.
     pub fn replace(&mut self, program: Arc<Program>, cpu: &Cpu) -> Result<(), GuardError> {
         self.responder = prepare(&self.vm, program, cpu)?;
+        self.seen.clear();
         Ok(())
     }
 
@@ -179,12 +181,6 @@ impl<R: Registers> ProcessorGuard<R> {
         self.vcpu.svm_map().unwrap_or(EXIT_ALL)
     }
 
-    /// Resets the processor's pins and emulated registers, as an INIT does.
-    pub fn reset(&mut self) {
-        self.state.reset(&self.responder);
-        self.vcpu.reset();
-    }
-
     /// Carries out one access of the guest that left guest mode. `gprs` are the guest's registers at the
     /// instruction. Returns the effect, and the event if the access becomes one.
     pub fn access(
@@ -204,7 +200,11 @@ impl<R: Registers> ProcessorGuard<R> {
         let responder = Arc::clone(&self.responder);
         let answer = responder.respond(&mut self.state, &exit);
         let (reply, disposition, exit) = self.carry_out(&responder, &answer, exit);
-        let is_first = || guard.seen.insert((exit.index, exit.access));
+        let is_first = || {
+            guard
+                .seen
+                .insert((exit.index, exit.access, disposition.is_refusal()))
+        };
         let event = responder
             .is_event(&exit, &answer, disposition, is_first)
             .then_some(Event { exit, disposition });

@@ -24,7 +24,7 @@ use crate::processors::{self, address_of};
 use crate::runtime::heap_in_use;
 use crate::status::Status;
 
-/// What all processors share.
+/// The state that all processors share, behind one lock.
 pub(crate) struct Hypervisor {
     pub(crate) guard: Guard,
     pub(crate) cpu: Cpu,

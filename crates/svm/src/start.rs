@@ -68,7 +68,7 @@ fn prepare(information: u64) -> Result<Processor, String> {
     });
     processors::start(&ids)?;
     let count = ids.len().max(1);
-    say(format_args!("start on {count} processors"));
+    say(format_args!("start, processors: {count}"));
     Processor::new(0, &begin)
 }
 

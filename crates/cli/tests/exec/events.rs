@@ -280,7 +280,7 @@ fn events_file_of_run_without_refusal_shows_that_run_had_vm() {
     }
 }
 
-/// What an entry with `log = "none"` refuses or answers has no line, and takes no room of the limit. An audit
+/// An access that an entry with `log = "none"` refuses or answers has no line in the file, and does not count for the limit. An audit
 /// has a line for what it would refuse, at any level, and so has a kill.
 #[test]
 fn events_file_has_no_line_for_entry_with_log_none_outside_of_audit() {

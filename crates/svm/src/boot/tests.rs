@@ -1,8 +1,10 @@
 use std::vec;
 use std::vec::Vec;
 
+use msrgate_emulated::archive;
+
 use super::*;
-use crate::archive::{Files, files, tests::archive};
+use crate::archive::{Files, files};
 use crate::memory::tests::Ram;
 
 const INFO: u64 = 0x6000;

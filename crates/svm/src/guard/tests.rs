@@ -105,7 +105,7 @@ fn value_and_ignore_answer_without_register() {
 }
 
 #[test]
-fn pinned_register_keeps_first_write_until_processor_is_reset() {
+fn pinned_register_keeps_first_write() {
     let mut tried = tried(
         allowing()
             .action(msr(LSTAR), Access::Write, &Action::Pin)
@@ -118,9 +118,7 @@ fn pinned_register_keeps_first_write_until_processor_is_reset() {
         (Effect::Fault, Some(Disposition::Denied))
     );
     assert!(tried.is_written(LSTAR, 5));
-    tried.processor.reset();
-    assert!(tried.is_written(LSTAR, 6));
-    assert_eq!(tried.known.0.borrow()[&LSTAR], 6);
+    assert_eq!(tried.known.0.borrow()[&LSTAR], 5);
 }
 
 #[test]
@@ -218,4 +216,26 @@ fn program_with_handler_is_refused_and_old_program_stays() {
     assert!(matches!(error, Err(GuardError::HasNoAnswer)));
     assert_eq!(tried.read(LSTAR).0, None);
     assert!(Guard::new(with_handler, &cpu()).is_err());
+}
+
+#[test]
+fn first_refused_write_is_event_although_allowed_write_came_before() {
+    let pins = allowing()
+        .log(Log::First)
+        .action(msr(LSTAR), Access::Write, &Action::Pin);
+    let mut tried = tried(pins.build().unwrap());
+    assert_eq!(tried.write(LSTAR, 5).1, Some(Disposition::Pinned));
+    assert_eq!(tried.write(LSTAR, 6).1, Some(Disposition::Denied));
+    assert_eq!(tried.write(LSTAR, 6).1, None);
+}
+
+#[test]
+fn each_program_has_first_accesses_of_its_own() {
+    let logs = || Arc::new(allowing().log(Log::First).build().unwrap());
+    let mut tried = tried(Arc::unwrap_or_clone(logs()));
+    assert_eq!(tried.read(LSTAR).1, Some(Disposition::Allowed));
+    assert_eq!(tried.read(LSTAR).1, None);
+    tried.guard.replace(logs(), &cpu()).unwrap();
+    tried.processor.enter(&tried.guard);
+    assert_eq!(tried.read(LSTAR).1, Some(Disposition::Allowed));
 }

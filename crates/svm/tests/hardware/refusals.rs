@@ -1,4 +1,4 @@
-//! What a guest must not reach, and what the hypervisor does not start.
+//! Tests of refusals: instructions, memory and ports that a guest does not reach, and machines that do not start.
 
 use msrgate_emulated::{Ended, Outcome, Ran, Step, archive, kernel};
 use msrgate_filter::{Accesses, MsrIndex, Verdict};
